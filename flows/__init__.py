@@ -1,0 +1,1 @@
+"""What runs: compositions of tasks, no work of their own."""

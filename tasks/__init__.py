@@ -1,0 +1,1 @@
+"""Verbs orchestrate, nouns compute: a verb's module is a Prefect task, a noun's package is plain Python."""

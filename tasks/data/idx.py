@@ -1,0 +1,60 @@
+"""MNIST's own file format, and MNIST."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.data.paths import find
+from tasks.errors import DataMissing
+
+HOW = (
+    "MNIST's four files are train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
+    "t10k-labels-idx1-ubyte.gz (LeCun, Cortes, Burges); put them into one folder."
+)
+HELD_OUT = 5000  # the last training images serve as `select`
+
+
+def mnist(split: str, *, folder: str | Path | None = None) -> tuple[Tensor, Tensor]:
+    """LeCun et al., 1998, https://doi.org/10.1109/5.726791: x [N, 1, 28, 28] in 0..1, y [N] in 0..9.
+
+    55,000 to train, 5,000 to select, 10,000 to test, read from `folder` or from mnist/ below REDOUBT_DATA.
+    """
+    root = Path(folder) if folder is not None else find("mnist", "mnist", how=HOW)
+    part = "t10k" if split == "test" else "train"
+    images, labels = (read_idx(_file(root, f"{part}-{kind}-ubyte")) for kind in ("images-idx3", "labels-idx1"))
+    if len(images) != len(labels):
+        raise DataMissing(f"{root} holds {len(images)} {part} images but {len(labels)} labels. {HOW}")
+    if split != "test":
+        cut = len(images) - min(HELD_OUT, len(images) // 5)
+        wanted = slice(0, cut) if split == "train" else slice(cut, None)
+        images, labels = images[wanted], labels[wanted]
+    return torch.from_numpy(images.astype(np.float32)).unsqueeze(1) / 255, torch.from_numpy(labels.astype(np.int64))
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in an IDX file, plain or gzipped. Raises DataMissing for a missing, foreign or truncated file."""
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError:
+        raise DataMissing(f"{path} does not exist. {HOW}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataMissing(f"{path} cannot be read: {error}. It is cut short or damaged; fetch it again.") from error
+    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
+        raise DataMissing(f"{path} is no IDX file of bytes: it starts with {raw[:4].hex() or 'nothing'}. {HOW}")
+    header = 4 + 4 * raw[3]
+    shape = np.frombuffer(raw[4:header], dtype=">u4").astype(int) if len(raw) >= header else np.zeros(0, int)
+    if len(raw) < header or len(raw) != header + int(np.prod(shape)):
+        raise DataMissing(
+            f"{path} is cut short: {len(raw)} bytes, but its header promises {header + int(np.prod(shape))}. "
+            f"Fetch it again."
+        )
+    return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _file(root: Path, name: str) -> Path:
+    plain = root / name
+    return plain if plain.exists() else root / f"{name}.gz"

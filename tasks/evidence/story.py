@@ -1,0 +1,50 @@
+"""The story of one run, as values: what rendering turns into pages and what `--json` prints."""
+
+from dataclasses import dataclass
+
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from tasks.data import Data
+from tasks.metrics import RobustnessReport
+from tasks.verdicts import Policy, Verdict
+
+
+class Chapter(BaseModel, frozen=True, extra="forbid"):
+    """One model, measured on one split, and what was decided about it."""
+
+    stage: str = Field(description="baseline, hardened-1, ...")
+    report: RobustnessReport
+    verdict: Verdict
+
+
+class Story(BaseModel, frozen=True, extra="forbid"):
+    """A whole run. `chapters` are the measurements on test, in order; `rounds` those on select, while hardening."""
+
+    name: str = Field(description="of the registered model")
+    run_id: str
+    data: Data
+    policy: Policy
+    chapters: tuple[Chapter, ...] = Field(min_length=1)
+    rounds: tuple[Chapter, ...] = ()
+    version: int | None = Field(None, description="the registered version of the last chapter's model")
+    champion: int | None = Field(None, description="the version that bears the alias champion after this run")
+    previous: int | None = Field(None, description="the version that bore it before")
+    seconds: dict[str, float] = Field(default_factory=dict, description="per step")
+
+    @property
+    def verdict(self) -> Verdict:
+        """The last chapter's."""
+        return self.chapters[-1].verdict
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One sample and what fooled the model: inputs in threat.bounds, each of the shape of one sample."""
+
+    stage: str
+    threat: str
+    x: Tensor
+    x_adv: Tensor
+    y: int
+    prediction: int

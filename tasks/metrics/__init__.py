@@ -1,0 +1,25 @@
+"""What we measure and how we say it."""
+
+from tasks.metrics.outcomes import AttackOutcome, Outcomes, measure
+from tasks.metrics.report import (
+    AttackRow,
+    EvaluationConfig,
+    RobustnessReport,
+    ThreatReport,
+    evaluate,
+)
+from tasks.metrics.statistics import Share, paired_loss, wilson
+
+__all__ = [
+    "AttackOutcome",
+    "AttackRow",
+    "EvaluationConfig",
+    "Outcomes",
+    "RobustnessReport",
+    "Share",
+    "ThreatReport",
+    "evaluate",
+    "measure",
+    "paired_loss",
+    "wilson",
+]

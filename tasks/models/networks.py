@@ -1,0 +1,64 @@
+"""Small networks for the recipes. A model is a function without arguments that returns an nn.Module."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+
+def digits_cnn() -> nn.Module:
+    """Logits [B, 10] of images [B, 1, 8, 8]: two convolutions and a hidden layer, 143,000 weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * 4 * 4, 120),
+        nn.ReLU(),
+        nn.Linear(120, 10),
+    )
+
+
+def mnist_cnn() -> nn.Module:
+    """Logits [B, 10] of images [B, 1, 28, 28]: two strided convolutions and a hidden layer, 166,000 weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 7 * 7, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+
+
+def mlp(features: int, classes: int, width: int = 64) -> nn.Module:
+    """Logits [B, classes] of rows [B, features], through two hidden layers."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(features, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Linear(width, classes),
+    )
+
+
+def phishing_mlp() -> nn.Module:
+    """Logits [B, 2] of the 30 phishing features [B, 30]."""
+    return mlp(features=30, classes=2)
+
+
+def two_kinds_mlp() -> nn.Module:
+    """Logits [B, 2] of two_kinds_of_feature [B, 201]."""
+    return nn.Sequential(nn.Linear(201, 32), nn.ReLU(), nn.Linear(32, 2))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "digits-cnn": digits_cnn,
+    "mnist-cnn": mnist_cnn,
+    "phishing-mlp": phishing_mlp,
+    "two-kinds-mlp": two_kinds_mlp,
+}

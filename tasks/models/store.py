@@ -1,0 +1,71 @@
+"""Models as files without pickle, and the look at a model before it is trained."""
+
+import hashlib
+import warnings
+from collections.abc import Callable
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from tasks.errors import EvidenceBroken, ModelRejected
+from tasks.lookup import lookup
+from tasks.models.networks import MODELS
+
+
+def build(name: str, *, seed: int = 0) -> nn.Module:
+    """A new network with weights drawn from the seed. Raises UnknownPart or ModelRejected."""
+    function: Callable[[], nn.Module] = lookup("model", name, MODELS)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = function()
+    if not isinstance(model, nn.Module):
+        raise ModelRejected(f"model {name!r} returned {type(model).__name__}. It must return a torch.nn.Module.")
+    return model
+
+
+def check_model(model: nn.Module, name: str, x: Tensor, classes: int) -> None:
+    """Raises ModelRejected unless the model maps x [B, ...] to finite logits [B, classes] and can be exported."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            logits = model(x)
+    except Exception as error:  # whatever a model raises, its author needs the shape that it was given
+        raise ModelRejected(f"model {name!r} fails on x {list(x.shape)}: {error}") from error
+    if not isinstance(logits, Tensor) or list(logits.shape) != [len(x), classes]:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelRejected(
+            f"model {name!r} returns {got} for x {list(x.shape)}; the data has {classes} classes, so it must return "
+            f"logits [{len(x)}, {classes}]. Change the width of its last layer."
+        )
+    if not logits.isfinite().all():
+        raise ModelRejected(f"model {name!r} returns logits that are not finite before any training.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    except Exception as error:  # torch.export raises many kinds
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelRejected(
+            f"model {name!r} cannot be exported, and nothing is registered as pickle. torch.export says: {first}. "
+            f"Avoid Python branches on tensor values in forward()."
+        ) from error
+
+
+def to_bytes(model: nn.Module) -> bytes:
+    """The weights as a safetensors file."""
+    return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
+
+
+def from_bytes(name: str, raw: bytes, digest: str) -> nn.Module:
+    """The network with these weights, in evaluation mode. Raises EvidenceBroken if they hash to something else."""
+    if digest_of(raw) != digest:
+        raise EvidenceBroken(f"weights of {name!r} hash to {digest_of(raw)}, not {digest}: the file was changed.")
+    model = build(name)
+    model.load_state_dict(safetensors.torch.load(raw))
+    return model.eval()
+
+
+def digest_of(raw: bytes) -> str:
+    """The first 16 hex digits of SHA-256."""
+    return hashlib.sha256(raw).hexdigest()[:16]
