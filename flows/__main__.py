@@ -1,1 +1,213 @@
-"""The command line."""
+"""The command line: redoubt run | recipes | config | ui."""
+
+import json
+import logging
+import shutil
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from tasks.errors import RedoubtError, WrongInput
+
+if TYPE_CHECKING:
+    from flows.config import PipelineConfig
+    from tasks.evidence import Story
+
+EXIT = {"pass": 0, "fail": 1, "cannot tell": 2}
+WRONG_INPUT, BROKE = 3, 4
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="redoubt")
+def cli() -> None:
+    """Redoubt doubts your models again.
+
+    Validate data, train, attack, decide, harden, attack again, promote; every number and artifact in MLflow.
+    Exit codes: 0 pass, 1 fail, 2 cannot tell, 3 wrong input, 4 the run broke.
+    """
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="e.g. --set policy.floor=0.7; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, and nothing else.")
+def run(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
+    """Run the whole path for RECIPE, a name from `redoubt recipes` or a YAML file."""
+    from flows.ephemeral import prefect_api
+    from flows.settle import settle
+
+    settle()
+    if not as_json:
+        _show_steps()
+    with prefect_api() as ready:
+        config = _config(recipe, changes)
+        from flows.pipeline import posture_pipeline
+        from tasks.track import client
+
+        client()
+        ready()
+        story = posture_pipeline(config)
+    if as_json:
+        click.echo(json.dumps(_summary(story), indent=2))
+    else:
+        from tasks.evidence import render_summary
+
+        width = min(shutil.get_terminal_size().columns, 110)
+        click.echo(render_summary(story, width=width, color=sys.stdout.isatty()), nl=False)
+        click.echo(f"Report: {_report_path(story)}")
+    sys.exit(EXIT[story.verdict.outcome])
+
+
+@cli.command()
+def recipes() -> None:
+    """List the runs that have a name."""
+    from flows.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        click.echo(f"{name:12} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a value first.")
+def config(recipe: str, changes: tuple[str, ...]) -> None:
+    """Print RECIPE as YAML, to start a config of your own from."""
+    import yaml
+
+    click.echo(yaml.safe_dump(_config(recipe, changes).model_dump(mode="json"), sort_keys=False), nl=False)
+
+
+@cli.command()
+@click.option("--mlflow-port", default=5000, show_default=True)
+@click.option("--prefect-port", default=4200, show_default=True)
+def ui(mlflow_port: int, prefect_port: int) -> None:
+    """Start MLflow's and Prefect's pages on the embedded stores, until Ctrl-C."""
+    from flows.pages import show_pages
+    from flows.settle import settle
+
+    settle()
+    show_pages(mlflow_port=mlflow_port, prefect_port=prefect_port)
+
+
+def main() -> NoReturn:
+    """Run the command line; every error becomes one clear message and an exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        _fail(error.format_message(), WRONG_INPUT)
+    except WrongInput as error:
+        _fail(str(error), WRONG_INPUT)
+    except RedoubtError as error:
+        _fail(str(error), BROKE)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("stopped. The run is marked as killed; the same command goes on from the last checkpoint.", BROKE)
+    except Exception as error:
+        _fail(f"the run broke: {type(error).__name__}: {error}\n{_keep_traceback()}", BROKE)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        click.echo(f"redoubt: {line}", err=True)
+    sys.exit(code)
+
+
+def _keep_traceback() -> str:
+    from tasks.home import folder
+
+    try:
+        path = folder("reports") / "last-traceback.txt"
+        path.write_text(traceback.format_exc(), encoding="utf-8")
+    except (RedoubtError, OSError):
+        return traceback.format_exc()
+    return f"The traceback is in {path}."
+
+
+def _show_steps() -> None:
+    log = logging.getLogger("redoubt")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("  %(message)s"))
+    log.addHandler(handler)
+
+
+def _config(recipe: str, changes: tuple[str, ...]) -> "PipelineConfig":
+    """The config of a recipe or a YAML file, with the changes. Raises WrongInput."""
+    import yaml
+
+    from flows.config import parse
+    from flows.recipes import RECIPES
+    from tasks.lookup import lookup
+
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        try:
+            values: Any = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise WrongInput(f"{recipe} does not exist. Start one with: redoubt config digits > {recipe}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise WrongInput(f"{recipe} is no readable YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise WrongInput(f"{recipe} must hold keys and values. Start one with: redoubt config digits > {recipe}")
+    else:
+        values = lookup("recipe", recipe, RECIPES)().model_dump(mode="json")
+    for change in changes:
+        _change(values, change)
+    return parse(values)
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    import yaml
+
+    path, equals, text = change.partition("=")
+    if not equals:
+        raise WrongInput(f"--set {change}: write KEY=VALUE, e.g. --set policy.floor=0.7")
+    *parents, last = path.split(".")
+    place: Any = values
+    for part in parents:
+        place = place[int(part)] if isinstance(place, list) and part.isdigit() else place.setdefault(part, {})
+    if isinstance(place, list):
+        place[int(last)] = yaml.safe_load(text)
+    else:
+        place[last] = yaml.safe_load(text)
+
+
+def _report_path(story: "Story") -> Path:
+    from tasks.publish import page_path
+
+    return page_path(story)
+
+
+def _summary(story: "Story") -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "verdict": story.verdict.outcome,
+        "reasons": list(story.verdict.reasons),
+        "model": story.name,
+        "version": story.version,
+        "champion": story.champion,
+        "previous": story.previous,
+        "run_id": story.run_id,
+        "report": str(_report_path(story)),
+        "stages": [
+            {
+                "stage": chapter.stage,
+                "split": chapter.report.split,
+                "verdict": chapter.verdict.outcome,
+                "version": chapter.version,
+                "clean_accuracy": chapter.report.clean.model_dump(),
+                "robust_accuracy": {t.threat.name: t.robust.model_dump() for t in chapter.report.threats},
+            }
+            for chapter in (*story.chapters[:1], *story.rounds, *story.chapters[1:])
+        ],
+        "seconds": {step: round(value, 2) for step, value in story.seconds.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()

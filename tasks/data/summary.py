@@ -12,11 +12,14 @@ def summarise(splits: dict[Split, Pair]) -> pd.DataFrame:
     """One row per sample of every split.
 
     Columns: sample (e.g. "test/17"), split, label, shape, dtype, minimum, maximum, mean, not_finite (count of NaN
-    and infinite values), copies_before (earlier samples of the same split with the same bytes), in_train (a sample
+    and infinite values), class_share (of the sample's label
+    in its split), copies_before (earlier samples of the same split with the same bytes), in_train (a sample
     of select or test that train holds too).
     """
     tables = [_one_split(split, pair) for split, pair in splits.items()]
     table = pd.concat(tables, ignore_index=True)
+    counts = table.groupby(["split", "label"])["sample"].transform("count")
+    table["class_share"] = counts / table.groupby("split")["sample"].transform("count")
     table["copies_before"] = table.groupby(["split", "content"]).cumcount()
     trained = set(table.loc[table["split"] == "train", "content"])
     table["in_train"] = table["content"].isin(trained) & (table["split"] != "train")

@@ -14,6 +14,8 @@ class Chapter(BaseModel, frozen=True, extra="forbid"):
     """One model, measured on one split, and what was decided about it."""
 
     stage: str = Field(description="baseline, hardened-1, ...")
+    run_id: str = Field("", description="the stage's run in MLflow")
+    version: int | None = Field(None, description="in the model registry")
     report: RobustnessReport
     verdict: Verdict
 

@@ -6,6 +6,7 @@ from tasks.metrics.report import (
     EvaluationConfig,
     RobustnessReport,
     ThreatReport,
+    choose_rows,
     evaluate,
 )
 from tasks.metrics.statistics import Share, paired_loss, wilson
@@ -18,6 +19,7 @@ __all__ = [
     "RobustnessReport",
     "Share",
     "ThreatReport",
+    "choose_rows",
     "evaluate",
     "measure",
     "paired_loss",

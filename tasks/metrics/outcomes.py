@@ -1,11 +1,13 @@
 """measure(): attack a model and say, sample by sample, what came of it. Needs neither Prefect nor MLflow."""
 
 import hashlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Generator, Tensor, nn
 
@@ -117,7 +119,7 @@ class _State:
 
 
 def _run(
-    config: AttackConfig, meter: Meter, state: _State, threat: ThreatModel, seed: int, bar: Progress | None
+    config: AttackConfig, meter: Meter, state: _State, threat: ThreatModel, seed: int, bar: Progress
 ) -> AttackOutcome:
     """One attack on every sample that still stands, block by block."""
     attack = config.function()
@@ -125,7 +127,7 @@ def _run(
     row = AttackOutcome(name=config.name, tried=tried.cpu(), fooled=torch.zeros_like(tried).cpu())
     forward, backward, started = meter.forward_samples, meter.backward_samples, time.perf_counter()
     error, before = None, state.fooled.clone()
-    for block, rows in _track(bar, config.name, list(_blocks(tried))):
+    for block, rows in bar.track(list(_blocks(tried)), description=config.name):
         rng = _generator(state.x.device, seed, config.name, threat.digest, block)
         x, y = state.x[rows], state.y[rows]
         try:
@@ -226,22 +228,6 @@ def _generator(device: torch.device, *key: object) -> Generator:
     return Generator(device=device).manual_seed(seed)
 
 
-class _bar:
-    """A progress bar for whoever asked for one, else nothing."""
-
-    def __init__(self, wanted: bool) -> None:
-        self.bar = Progress(transient=True) if wanted else None
-
-    def __enter__(self) -> Progress | None:
-        return self.bar.__enter__() if self.bar else None
-
-    def __exit__(self, *args: object) -> None:
-        if self.bar:
-            self.bar.stop()
-
-
-def _track(bar: Progress | None, name: str, blocks: list[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
-    if bar is None:
-        yield from blocks
-        return
-    yield from bar.track(blocks, description=name)
+def _bar(wanted: bool) -> Progress:
+    """A progress bar on standard error where a person watches, else a silent one."""
+    return Progress(console=Console(stderr=True), transient=True, disable=not (wanted and sys.stderr.isatty()))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor, nn
 from torch.optim import lr_scheduler
@@ -206,4 +207,4 @@ def _save(state: dict[str, Any], path: Path) -> None:
 def _bar(progress: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
     shown = progress and sys.stderr.isatty()
-    return Progress(*columns, TimeRemainingColumn(), transient=True, disable=not shown)
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True, disable=not shown)

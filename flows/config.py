@@ -1,0 +1,62 @@
+"""Everything that a run is made of, as one frozen object: the Prefect form shows it, MLflow keeps it."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from tasks.data import DataContract
+from tasks.errors import WrongInput
+from tasks.lookup import did_you_mean
+from tasks.metrics import EvaluationConfig
+from tasks.models import TrainingConfig
+from tasks.verdicts import Policy
+
+
+class PipelineConfig(BaseModel, frozen=True, extra="forbid"):
+    """Validate, train, attack, decide; while the verdict is fail, harden and attack again; promote what passes."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the registered model and of the experiment"
+    )
+    dataset: str = Field(description="a name from the table, 'package.module:function', a CSV or an IDX folder")
+    contract: DataContract = DataContract()
+    training: TrainingConfig
+    hardening: TrainingConfig
+    evaluation: EvaluationConfig
+    policy: Policy = Policy()
+
+
+def parse(values: dict[str, Any]) -> PipelineConfig:
+    """The config that the values make. Raises WrongInput, one line for each mistake, with the nearest known key."""
+    try:
+        return PipelineConfig.model_validate(values)
+    except ValidationError as error:
+        raise WrongInput("\n".join(_sentence(row) for row in error.errors())) from error
+
+
+def _sentence(row: Any) -> str:
+    path = [part for part in row["loc"] if not (isinstance(part, str) and "[" in part)]
+    where = ".".join(str(part) for part in path)
+    if row["type"] == "extra_forbidden":
+        known = _fields(path[:-1])
+        return f"unknown key {where!r}.{did_you_mean(str(path[-1]), known)} Known here: {', '.join(known)}."
+    if row["type"] == "missing":
+        return f"{where!r} is missing."
+    message = row["msg"].removeprefix("Value error, ")
+    given = "" if row["type"] == "value_error" else f" (written: {row['input']!r})"
+    return f"{where}: {message}{given}"
+
+
+def _fields(path: list[Any]) -> list[str]:
+    """The keys that the config knows below a path."""
+    schema = PipelineConfig.model_json_schema()
+    place = schema
+    for part in path:
+        if isinstance(part, int):
+            place = place.get("items", {})
+        else:
+            place = place.get("properties", {}).get(part, {})
+        place = next((p for p in (place, *place.get("anyOf", ()), *place.get("allOf", ())) if "$ref" in p), place)
+        if "$ref" in place:
+            place = schema["$defs"][place["$ref"].rpartition("/")[2]]
+    return list(place.get("properties", {}))

@@ -1,0 +1,71 @@
+"""THE MAIN PATH: validate, train, attack, decide, harden, attack again, decide, promote, publish."""
+
+from prefect import flow
+
+from flows.config import PipelineConfig
+from tasks.data import Data
+from tasks.decide import decide
+from tasks.evaluate import champion_report, evaluate_robustness
+from tasks.evidence import Chapter, Story
+from tasks.metrics import RobustnessReport
+from tasks.models import StoredModel
+from tasks.promote import promote
+from tasks.publish import publish
+from tasks.track import aliases, open_run, seconds
+from tasks.train import train_model
+from tasks.validate import validate_data
+
+
+@flow(name="redoubt", description="Data to promoted model: nothing is promoted without a verdict.")
+def posture_pipeline(config: PipelineConfig) -> Story:
+    """Validate, train, attack, decide; on fail harden and attack again; promote what passes. The whole story."""
+    with open_run(config.name, config.model_dump(mode="json")) as run_id:
+        data = validate_data(config.dataset, config.contract, run_id=run_id)
+        champion = champion_report(config.name, data, config.evaluation, run_id=run_id)
+
+        baseline = train_model(data, config.training, stage="baseline", run_id=run_id)
+        chapters, rounds = [examine(baseline, data, config, champion, run_id=run_id)], []
+        if chapters[0].verdict.outcome == "fail" and config.policy.max_rounds > 0:
+            hardened, rounds = harden(data, config, run_id=run_id)
+            chapters.append(examine(hardened, data, config, champion, run_id=run_id))
+
+        held = aliases(config.name)
+        story = Story(
+            name=config.name,
+            run_id=run_id,
+            data=data,
+            policy=config.policy,
+            chapters=tuple(chapters),
+            rounds=tuple(rounds),
+            version=chapters[-1].version,
+            champion=held.get("champion"),
+            previous=held.get("previous"),
+            seconds=seconds(run_id),
+        )
+        publish(story)
+    return story
+
+
+def examine(
+    model: StoredModel, data: Data, config: PipelineConfig, champion: RobustnessReport | None, *, run_id: str
+) -> Chapter:
+    """Attack a model on test, once; decide; register it, and promote it if it passes."""
+    report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id)
+    verdict = decide(model, report, config.policy, champion=champion)
+    version = promote(config.name, model, report, verdict)
+    return Chapter(stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict)
+
+
+def harden(data: Data, config: PipelineConfig, *, run_id: str) -> tuple[StoredModel, list[Chapter]]:
+    """The best of at most max_rounds hardened models, and every round. Judged and chosen on select, never on test."""
+    tried: list[tuple[StoredModel, Chapter]] = []
+    for number in range(1, config.policy.max_rounds + 1):
+        hardening = config.hardening.for_round(number)
+        model = train_model(data, hardening, stage=f"hardened-{number}", run_id=run_id)
+        report = evaluate_robustness(model, data, config.evaluation, split="select", run_id=run_id)
+        verdict = decide(model, report, config.policy)
+        tried.append((model, Chapter(stage=model.stage, run_id=model.run_id, report=report, verdict=verdict)))
+        if verdict.outcome != "fail":
+            break
+    best, _ = max(tried, key=lambda pair: min(threat.robust.value for threat in pair[1].report.threats))
+    return best, [chapter for _, chapter in tried]

@@ -1,0 +1,107 @@
+"""The report and the validation page: one self-contained HTML file each, which loads nothing."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FunctionLoader
+from markupsafe import Markup
+
+from tasks.evidence.charts import curve_chart
+from tasks.evidence.story import Picture, Story
+from tasks.metrics import Share
+
+CHANGES = 6  # features shown of a tabular sample
+
+
+def render_page(story: Story, pictures: Sequence[Picture] = ()) -> str:
+    """The report of a run as one HTML page. Names and messages are shown as text, whatever they hold."""
+    first, last = story.chapters[0].report, story.chapters[-1].report
+    charts = [
+        (
+            str(t.threat),
+            Markup(curve_chart(story.chapters, i, story.policy.floors.get(t.threat.name, story.policy.floor))),
+        )
+        for i, t in enumerate(last.threats)
+        if t.curve
+    ]
+    key = lambda picture: (picture.stage, picture.threat)  # noqa: E731
+    galleries = [(*names, [_figure(p) for p in group]) for names, group in groupby(pictures, key=key)]
+    return _template("report.html.jinja").render(
+        story=story,
+        headline=headline(story),
+        pairs=list(zip(first.threats, last.threats, strict=True)),
+        move=_move if len(story.chapters) > 1 else lambda _, after: _move(None, after),
+        charts=charts,
+        galleries=galleries,
+        style=_style(),
+    )
+
+
+def render_validation(result: Mapping[str, Any]) -> str:
+    """The result of checking a data contract as one HTML page."""
+    return _template("validation.html.jinja").render(**result, style=_style())
+
+
+def headline(story: Story) -> str:
+    """The outcome of a run in one plain sentence."""
+    last, outcome = story.chapters[-1], story.verdict.outcome
+    worst = min(last.report.threats, key=lambda t: t.robust.value)
+    number = f"version {last.version} of {story.name}" if last.version else story.name
+    fact = f"{number} ({last.stage}) withstands the attacks on {worst.robust.value:.1%} of the samples under {worst.threat}"
+    if outcome == "pass":
+        return f"{fact}, and clears every floor of its policy."
+    if outcome == "fail":
+        return f"{fact}; that is not enough."
+    return f"{fact}, but that cannot decide: {story.verdict.reasons[0]}."
+
+
+def _move(before: Share | None, after: Share) -> Markup:
+    start = Markup("") if before is None else Markup('{:.1%}<span class="arrow">→</span>').format(before.value)
+    interval = Markup('<div class="interval">[{:.1%}, {:.1%}], {} samples</div>').format(after.lo, after.hi, after.n)
+    return Markup('<div class="move">{}{:.1%}</div>{}').format(start, after.value, interval)
+
+
+def _figure(picture: Picture) -> dict[str, Any]:
+    x, x_adv = picture.x.float().numpy(), picture.x_adv.float().numpy()
+    delta = x_adv - x
+    shown: dict[str, Any] = {
+        "y": picture.y,
+        "prediction": picture.prediction,
+        "moved": f"largest change {np.abs(delta).max():.3g}, length {np.linalg.norm(delta):.3g}",
+    }
+    if x.ndim == 3 and x.shape[0] in (1, 3):
+        span = max(float(np.abs(delta).max()), 1e-12)
+        trio = (("clean", x), ("adversarial", x_adv), ("difference", 0.5 + delta / (2 * span)))
+        return shown | {"images": [(caption, _png(array)) for caption, array in trio]}
+    order = np.argsort(-np.abs(delta.ravel()), kind="stable")[:CHANGES]
+    rows = [(f"feature {i}", f"{x.ravel()[i]:.3f}", f"{x_adv.ravel()[i]:.3f}") for i in order]
+    return shown | {"changes": rows}
+
+
+def _png(array: np.ndarray) -> str:
+    """An image [C, H, W] in 0..1 as a data URI."""
+    from PIL import Image
+
+    pixels = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
+    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+    raw = io.BytesIO()
+    image.save(raw, format="png")
+    return "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
+
+
+def _template(name: str) -> Any:
+    environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name)
+
+
+def _style() -> Markup:
+    return Markup(_read("style.css"))
+
+
+def _read(name: str) -> str:
+    return files("tasks.evidence").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,78 @@
+"""The story of a run in the terminal, and as Markdown."""
+
+import io
+
+from rich.console import Console, Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from tasks.evidence.page import headline
+from tasks.evidence.story import Chapter, Story
+from tasks.metrics import Share
+
+COLOURS = {"pass": "bold green", "fail": "bold red", "cannot tell": "bold yellow"}
+BAR = 10
+
+
+def render_summary(story: Story, *, width: int = 100, color: bool = True) -> str:
+    """What a person reads at the end of a run, at most `width` columns wide."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("model")
+    table.add_column("clean accuracy")
+    for threat in story.chapters[0].report.threats:
+        table.add_column(f"under {threat.threat}")
+    table.add_column("verdict")
+    for chapter in story.chapters:
+        shares = [chapter.report.clean, *(threat.robust for threat in chapter.report.threats)]
+        outcome = chapter.verdict.outcome
+        table.add_row(_name(chapter), *(_cell(share) for share in shares), Text(outcome, style=COLOURS[outcome]))
+    parts: list[object] = ["", table, ""]
+    for chapter in story.chapters:
+        if chapter.verdict.outcome != "pass":
+            parts += [Padding(Text(f"{chapter.stage}: {reason}"), (0, 0, 0, 2)) for reason in chapter.verdict.reasons]
+    parts += ["", Text(headline(story), style=COLOURS[story.verdict.outcome]), Text(_place(story), style="dim")]
+    if story.seconds:
+        took = ", ".join(f"{step} {seconds:.1f}" for step, seconds in story.seconds.items())
+        parts.append(Text(f"Seconds: {took}", style="dim"))
+    output = io.StringIO()
+    console = Console(file=output, width=width, force_terminal=color, color_system="standard" if color else None)
+    console.print(Group(*parts))  # type: ignore[arg-type]
+    return output.getvalue()
+
+
+def render_markdown(story: Story) -> str:
+    """The same facts as Markdown."""
+    threats = [str(threat.threat) for threat in story.chapters[0].report.threats]
+    lines = [f"# {_escaped(story.name)}: {story.verdict.outcome}", "", _escaped(headline(story)), ""]
+    lines += ["| model | clean | " + " | ".join(threats) + " | verdict |", "|---" * (len(threats) + 3) + "|"]
+    for chapter in story.chapters:
+        shares = [chapter.report.clean, *(threat.robust for threat in chapter.report.threats)]
+        cells = [_escaped(_name(chapter)), *map(str, shares), chapter.verdict.outcome]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines.append("")
+    for chapter in story.chapters:
+        lines += [f"- {_escaped(chapter.stage)}, {c.outcome}: {_escaped(c.reason)}" for c in chapter.verdict.checks]
+    lines += ["", _place(story), f"Data `{story.data.digest}`, run `{story.run_id}`."]
+    return "\n".join(lines)
+
+
+def _name(chapter: Chapter) -> str:
+    return chapter.stage if chapter.version is None else f"{chapter.stage}, v{chapter.version}"
+
+
+def _cell(share: Share) -> Text:
+    full = round(share.value * BAR)
+    bar = Text("█" * full, style="cyan") + Text("░" * (BAR - full), style="bright_black")
+    return Text(f"{share.value:6.1%}  ") + bar + Text(f"\n[{share.lo:.1%}, {share.hi:.1%}]", style="dim")
+
+
+def _place(story: Story) -> str:
+    if story.champion is None:
+        return "No version is champion."
+    before = f"; before it version {story.previous}" if story.previous else ""
+    return f"Champion of {story.name}: version {story.champion}{before}."
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

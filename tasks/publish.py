@@ -1,0 +1,79 @@
+"""Leave behind what people look at: the page, Prefect's artifacts, an event."""
+
+import re
+from pathlib import Path
+
+import torch
+from prefect import task
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+
+from tasks.data import load_split
+from tasks.evidence import Chapter, Picture, Story, render_markdown, render_page
+from tasks.home import folder
+from tasks.track import load_adversarial, log_dict, log_text, set_tags
+
+PICTURES = 6  # for each stage and threat model
+
+
+@task(name="publish", cache_policy=NO_CACHE)
+def publish(story: Story) -> Path:
+    """The page's path. The page and the story are kept in the run, and their essence in Prefect."""
+    page = render_page(story, [picture for chapter in story.chapters for picture in _pictures(story, chapter)])
+    path = page_path(story)
+    path.write_text(page, encoding="utf-8")
+    log_text(story.run_id, page, "report.html")
+    log_dict(story.run_id, story.model_dump(mode="json"), "story.json")
+    set_tags(story.run_id, {"redoubt.verdict": story.verdict.outcome})
+    key = f"redoubt-{_slug(story.name)}"
+    create_markdown_artifact(render_markdown(story), key=key, description=f"Verdict on {story.name}")
+    create_table_artifact(_curves(story), key=f"{key}-curves", description="Robust accuracy against eps")
+    create_link_artifact(path.as_uri(), key=f"{key}-page", description="The whole report")
+    emit_event(
+        f"redoubt.verdict.{story.verdict.outcome.replace(' ', '-')}",
+        resource={"prefect.resource.id": f"redoubt.model.{story.name}", "model_name": story.name},
+        payload={"run_id": story.run_id, "version": story.version, "reasons": list(story.verdict.reasons)},
+    )
+    return path
+
+
+def page_path(story: Story) -> Path:
+    """Where the page of a run lies on this machine."""
+    return folder("reports") / f"{_slug(story.name)}-{story.run_id}.html"
+
+
+def _pictures(story: Story, chapter: Chapter) -> list[Picture]:
+    """The first samples of test that each threat model's attacks turned, one for each true class where possible."""
+    x, y = load_split(story.data, "test")
+    pictures = []
+    for report in chapter.report.threats:
+        found = load_adversarial(chapter.run_id, report.threat.name)
+        rows = torch.from_numpy(found["rows"])
+        seen = y[rows].tolist()
+        order = sorted(range(len(seen)), key=lambda i, seen=seen: (seen[:i].count(seen[i]), i))  # type: ignore[misc]
+        for i in order[:PICTURES]:
+            pictures.append(
+                Picture(
+                    stage=chapter.stage,
+                    threat=str(report.threat),
+                    x=x[rows[i]],
+                    x_adv=torch.from_numpy(found["x_adv"][i]),
+                    y=seen[i],
+                    prediction=int(found["prediction"][i]),
+                )
+            )
+    return pictures
+
+
+def _curves(story: Story) -> list[dict[str, str | float]]:
+    return [
+        {"stage": c.stage, "threat": str(t.threat), "eps": p.eps, "robust_accuracy": p.robust.value}
+        for c in story.chapters
+        for t in c.report.threats
+        for p in t.curve
+    ]
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"

@@ -1,0 +1,33 @@
+"""Train a model. Hardening is the same step with another defence."""
+
+import hashlib
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.data import Data, load_split
+from tasks.defences import DEFENCES
+from tasks.home import folder
+from tasks.lookup import lookup
+from tasks.models import StoredModel, TrainingConfig, build, check_model, fit
+from tasks.track import log_history, open_stage, save_model, set_tags, timed
+
+
+@task(name="train", task_run_name="train-{stage}", cache_policy=NO_CACHE)
+def train_model(data: Data, config: TrainingConfig, *, stage: str, run_id: str) -> StoredModel:
+    """Fit one network on train, chosen on select, and store it under the stage's name.
+
+    A run that was killed goes on from its last epoch when it is started again with the same data and config.
+    """
+    with timed(run_id, f"train/{stage}"):
+        loss = lookup("defence", config.defence, DEFENCES)
+        model = build(config.model, seed=config.seed)
+        train, select = load_split(data, "train"), load_split(data, "select")
+        check_model(model, config.model, train[0][:2], data.classes)
+        stage_id = open_stage(run_id, stage)
+        set_tags(stage_id, {f"training.{key}": str(value) for key, value in config.model_dump(mode="json").items()})
+        key = hashlib.sha256(f"{data.digest}{config.model_dump_json()}".encode()).hexdigest()[:16]
+        checkpoint = folder("checkpoints") / f"{stage}-{key}.pt"
+        history = fit(model, train, select, loss, config, checkpoint=checkpoint, progress=True)
+        log_history(stage_id, [vars(epoch) for epoch in history])
+        return save_model(stage_id, stage, config.model, model, train[0][:2])

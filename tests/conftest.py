@@ -1,0 +1,68 @@
+"""Real parts for the tests: one MLflow store and one Prefect server for the whole session."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.update(
+    {
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "OMP_NUM_THREADS": "2",
+    }
+)
+for server in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "REDOUBT_HOME"):
+    os.environ.pop(server, None)
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def _migrated_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database: making its tables takes seconds, copying them milliseconds."""
+    folder = tmp_path_factory.mktemp("template")
+    os.environ["REDOUBT_HOME"] = str(folder)
+    from tasks.track import client
+
+    client().search_experiments()
+    return folder / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture
+def home(_migrated_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own for everything that a run keeps, with an empty MLflow store in it."""
+    folder = tmp_path / "home"
+    (folder / "mlflow").mkdir(parents=True)
+    shutil.copy(_migrated_store, folder / "mlflow" / "mlflow.db")
+    monkeypatch.setenv("REDOUBT_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def shared_data(monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    """The folder with MNIST and the tables, named in the environment; None on a machine that has none."""
+    if not SHARED_DATA.is_dir():
+        return None
+    monkeypatch.setenv("REDOUBT_DATA", str(SHARED_DATA))
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Prefect's API in a process of its own, as `redoubt run` starts it."""
+    from flows.ephemeral import prefect_api
+    from flows.settle import settle
+
+    before = dict(os.environ)
+    os.environ["REDOUBT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
+    os.environ.pop("PREFECT_API_URL", None)
+    settle()
+    with prefect_api() as ready:
+        ready()
+        yield
+    os.environ.clear()
+    os.environ.update(before)

@@ -1,0 +1,187 @@
+"""Each verb's body against a real MLflow store, without a Prefect server."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.recipes import two_kinds
+from tasks.data import Data, describe, load
+from tasks.decide import decide
+from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
+from tasks.evaluate import champion_report, evaluate_robustness
+from tasks.models import StoredModel, fit
+from tasks.promote import promote, roll_back
+from tasks.track import (
+    aliases,
+    client,
+    load_adversarial,
+    load_bytes,
+    load_version,
+    open_run,
+    open_stage,
+)
+from tasks.train import train_model
+from tasks.verdicts import Policy
+
+CONFIG = two_kinds()
+QUICK = CONFIG.training.model_copy(update={"epochs": 1})
+EVALUATION = CONFIG.evaluation.model_copy(update={"suite": "quick", "samples": 300})
+LENIENT = Policy(floor=0.0, clean_floor=0.0, min_samples=100)
+
+
+@pytest.fixture
+def run_id(home: Path) -> Iterator[str]:
+    with open_run("steps", {"a": 1}) as run_id:
+        yield run_id
+
+
+@pytest.fixture
+def data() -> Data:
+    return describe("two-kinds", load("two-kinds"))
+
+
+@pytest.fixture
+def model(data: Data, run_id: str) -> StoredModel:
+    return train_model.fn(data, QUICK, stage="baseline", run_id=run_id)
+
+
+def test_a_trained_model_is_kept_without_pickle_and_comes_back(model, run_id):
+    artifacts = [a.path for a in client().list_artifacts(model.run_id, "weights")]
+    assert artifacts == ["weights/model.safetensors"]
+    import mlflow.pytorch
+    import torch
+
+    graph = mlflow.pytorch.load_model(model.model_uri)  # refused by MLflow if anything in it were a pickle
+    from tasks.models import from_bytes
+
+    network = from_bytes(model.model, load_bytes(model.weights), model.digest)
+    x = load("two-kinds")["test"][0][:7]
+    torch.testing.assert_close(graph(x), network(x))
+
+
+def test_changed_weights_are_refused(model, data, run_id):
+    changed = model.model_copy(update={"digest": "0" * 16})
+    with pytest.raises(EvidenceBroken, match="hash to"):
+        evaluate_robustness.fn(changed, data, EVALUATION, split="test", run_id=run_id)
+
+
+def test_a_report_s_every_number_is_in_mlflow_with_its_artifacts(model, data, run_id):
+    report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
+    kept = client().get_run(model.run_id)
+    for key, value in report.metrics().items():
+        assert kept.data.metrics[key] == pytest.approx(value)
+    (threat,) = report.threats
+    fooled = load_adversarial(model.run_id, threat.threat.name)
+    assert len(fooled["rows"]) == sum(row.fooled for row in threat.attacks) > 0
+    assert fooled["x_adv"].shape[1:] == (201,)
+    import json
+
+    table = json.loads(load_bytes(f"runs:/{model.run_id}/outcomes/{threat.threat.name}.json"))
+    assert len(table["data"]) == 300
+    column = table["columns"].index("fooled")
+    assert sum(row[column] for row in table["data"]) == 300 - round(threat.robust.value * 300)
+
+
+def test_numbers_measured_on_select_bear_that_name(model, data, run_id):
+    evaluate_robustness.fn(model, data, EVALUATION, split="select", run_id=run_id)
+    metrics = client().get_run(model.run_id).data.metrics
+    assert "select/clean_accuracy" in metrics
+    assert "clean_accuracy" not in metrics
+
+
+def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_id):
+    report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
+    passed = decide.fn(model, report, LENIENT)
+    failed = decide.fn(model, report, Policy(floor=0.99))
+    assert (passed.outcome, failed.outcome) == ("pass", "fail")
+    assert promote.fn("m", model, report, failed) == 1
+    assert aliases("m") == {"challenger": 1}
+    assert promote.fn("m", model, report, passed) == 2
+    assert promote.fn("m", model, report, failed) == 3
+    assert aliases("m") == {"challenger": 3, "champion": 2}
+    assert promote.fn("m", model, report, passed) == 4
+    assert aliases("m") == {"challenger": 3, "champion": 4, "previous": 2}
+    assert roll_back.fn("m") == 2
+    assert aliases("m")["champion"] == 2
+    tags = client().get_model_version("m", "4").tags
+    assert tags["redoubt.verdict"] == "pass"
+    assert tags["redoubt.data_digest"] == data.digest
+    assert tags["redoubt.suite_digest"] == report.threats[0].suite_digest
+
+
+def test_rolling_back_without_a_previous_champion_is_refused(home):
+    with pytest.raises(ValueError, match="no previous champion"):
+        roll_back.fn("nobody")
+
+
+def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model, data, run_id):
+    assert champion_report.fn("m", data, EVALUATION, run_id=run_id) is None
+    report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
+    promote.fn("m", model, report, decide.fn(model, report, LENIENT))
+    assert champion_report.fn("m", data, EVALUATION, run_id=run_id) == report
+    stronger = EVALUATION.model_copy(update={"suite": "standard"})
+    fresh = champion_report.fn("m", data, stronger, run_id=run_id)
+    assert fresh.threats[0].suite_digest == stronger.resolved_suite().digest != report.threats[0].suite_digest
+    assert fresh.weights_digest == report.weights_digest
+    assert load_version("m", 1) == (model, report)
+
+
+def test_training_goes_on_from_the_checkpoint_of_a_killed_run(data, run_id, monkeypatch):
+    config = QUICK.model_copy(update={"epochs": 4})
+    whole = train_model.fn(data, config, stage="whole", run_id=run_id)
+
+    module = sys.modules[fit.__module__]
+    real, calls = module._save, []
+
+    def dies(state, path):
+        real(state, path)
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_model.fn(data, config, stage="resumed", run_id=run_id)
+    assert calls[-1].exists()
+    resumed = train_model.fn(data, config, stage="resumed", run_id=run_id)
+    assert len(calls) == 4  # two epochs before the kill, two after it
+    assert resumed.digest == whole.digest
+    assert not calls[-1].exists()
+
+
+def test_a_model_of_the_wrong_width_is_refused_before_training(data, run_id):
+    wrong = QUICK.model_copy(update={"model": "phishing-mlp"})
+    with pytest.raises(ModelRejected, match="fails on x"):
+        train_model.fn(data, wrong, stage="baseline", run_id=run_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+)
+def test_a_broken_run_is_closed_with_its_stages(home, error, status):
+    seen = []
+    with pytest.raises(error), open_run("steps", {}) as run_id:
+        seen += [run_id, open_stage(run_id, "baseline")]
+        raise error
+    assert [client().get_run(run).info.status for run in seen] == [status, status]
+
+
+def test_the_whole_config_and_versions_stand_in_the_run(run_id):
+    assert load_bytes(f"runs:/{run_id}/config.json") == b'{\n  "a": 1\n}'
+    tags = client().get_run(run_id).data.tags
+    assert tags["version.torch"].startswith("2.")
+
+
+def test_an_mlflow_server_that_is_down_is_named(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(StoreUnreachable, match=r"no MLflow server answers at http://127.0.0.1:9"), open_run("x", {}):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REDOUBT_HOME", str(tmp_path / "file"))
+    with pytest.raises(StoreUnreachable, match="REDOUBT_HOME"), open_run("x", {}):
+        pass
