@@ -52,10 +52,7 @@ def _fields(path: list[Any]) -> list[str]:
     schema = PipelineConfig.model_json_schema()
     place = schema
     for part in path:
-        if isinstance(part, int):
-            place = place.get("items", {})
-        else:
-            place = place.get("properties", {}).get(part, {})
+        place = place.get("items", {}) if isinstance(part, int) else place.get("properties", {}).get(part, {})
         place = next((p for p in (place, *place.get("anyOf", ()), *place.get("allOf", ())) if "$ref" in p), place)
         if "$ref" in place:
             place = schema["$defs"][place["$ref"].rpartition("/")[2]]

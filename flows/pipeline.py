@@ -24,7 +24,7 @@ def posture_pipeline(config: PipelineConfig) -> Story:
         champion = champion_report(config.name, data, config.evaluation, run_id=run_id)
 
         baseline = train_model(data, config.training, stage="baseline", run_id=run_id)
-        chapters, rounds = [examine(baseline, data, config, champion, run_id=run_id)], []
+        chapters, rounds = [examine(baseline, data, config, champion, run_id=run_id)], list[Chapter]()
         if chapters[0].verdict.outcome == "fail" and config.policy.max_rounds > 0:
             hardened, rounds = harden(data, config, run_id=run_id)
             chapters.append(examine(hardened, data, config, champion, run_id=run_id))

@@ -178,6 +178,7 @@ def save_model(run_id: str, stage: str, name: str, model: nn.Module, example: Te
         warnings.simplefilter("ignore")  # what torch.export and MLflow say of their own insides
         import mlflow.pytorch
 
+        mlflow.start_run(run_id=run_id)  # or else the logged model lands in MLflow's default experiment
         info = mlflow.pytorch.log_model(
             model,
             name="model",
@@ -186,8 +187,9 @@ def save_model(run_id: str, stage: str, name: str, model: nn.Module, example: Te
             pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
             params={"model": name, "stage": stage},
             model_type="classifier",
-            run_id=run_id,
         )
+        mlflow.end_run()
+        store.update_run(run_id, status="RUNNING")  # its evaluation is still to come
     stored = StoredModel(
         stage=stage,
         model=name,
@@ -321,5 +323,5 @@ def _save_adversarial(store: "MlflowClient", run_id: str, found: Outcomes, rows:
     arrays = {"rows": rows[hit].numpy(), "x_adv": found.x_adv[hit].numpy(), "prediction": found.prediction[hit].numpy()}
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / Path(path).name
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stubs take any keyword for allow_pickle
         store.log_artifact(run_id, str(file), str(Path(path).parent))

@@ -53,14 +53,14 @@ def check(table: pd.DataFrame, contract: DataContract, data: Data) -> dict[str, 
 
     logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.WARNING)  # names its temp folder
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = {"globally": False}  # type: ignore[assignment]  # as its documentation says
     source = context.data_sources.add_pandas("memory")
     definition = source.add_dataframe_asset("summary").add_batch_definition_whole_dataframe("whole")
-    promises = _promises(table, contract, data)
+    promises = _promises(contract, data)
     suite = gx.ExpectationSuite(name="contract", expectations=[promise.expectation for promise in promises])
     wanted = {"result_format": "COMPLETE", "unexpected_index_column_names": ["sample"]}
     found = definition.get_batch({"dataframe": table}).validate(suite, result_format=wanted)
-    by_text = {row.expectation_config.description: row for row in found.results}
+    by_text: dict[Any, Any] = {getattr(row.expectation_config, "description", ""): row for row in found.results}
     checks = [_row(promise, by_text[promise.promise], len(table)) for promise in promises]
     return {
         "dataset": data.name,
@@ -71,8 +71,12 @@ def check(table: pd.DataFrame, contract: DataContract, data: Data) -> dict[str, 
     }
 
 
-def _promises(table: pd.DataFrame, contract: DataContract, data: Data) -> list[Promise]:
-    import great_expectations.expectations as gxe
+def _promises(contract: DataContract, data: Data) -> list[Promise]:
+    from great_expectations.expectations.core import (
+        ExpectColumnDistinctValuesToContainSet,
+        ExpectColumnValuesToBeBetween,
+        ExpectColumnValuesToBeInSet,
+    )
     from great_expectations.expectations.row_conditions import Column
 
     classes = list(range(contract.classes or data.classes))
@@ -80,11 +84,11 @@ def _promises(table: pd.DataFrame, contract: DataContract, data: Data) -> list[P
     shape = "x".join(map(str, contract.shape or data.shape))
 
     def one_of(column: str, values: list[Any], text: str, remedy: str, **more: Any) -> Promise:
-        e = gxe.ExpectColumnValuesToBeInSet(column=column, value_set=values, description=text, **more)
+        e = ExpectColumnValuesToBeInSet(column=column, value_set=values, description=text, **more)
         return Promise(e, text, remedy)
 
     def between(column: str, least: float, most: float, text: str, remedy: str, **more: Any) -> Promise:
-        e = gxe.ExpectColumnValuesToBeBetween(column=column, min_value=least, max_value=most, description=text, **more)
+        e = ExpectColumnValuesToBeBetween(column=column, min_value=least, max_value=most, description=text, **more)
         return Promise(e, text, remedy)
 
     scale = "Scale the inputs, or set contract.bounds."
@@ -99,7 +103,7 @@ def _promises(table: pd.DataFrame, contract: DataContract, data: Data) -> list[P
     for split in SPLITS:
         only: dict[str, Any] = {"row_condition": Column("split") == split}
         there = f"every class occurs in {split}"
-        e = gxe.ExpectColumnDistinctValuesToContainSet(column="label", value_set=classes, description=there, **only)
+        e = ExpectColumnDistinctValuesToContainSet(column="label", value_set=classes, description=there, **only)
         promises.append(Promise(e, there, f"Add samples of the missing classes to {split}, or set contract.classes."))
         share, copies, leaked = contract.min_class_share, contract.max_duplicate_share, contract.max_leaked_share
         text = f"every class makes up at least {share:.1%} of {split}"

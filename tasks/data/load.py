@@ -66,7 +66,7 @@ def describe(name: str, splits: dict[Split, Pair]) -> Data:
     for split in SPLITS:
         for tensor in splits[split]:
             digest.update(f"{split}{tensor.dtype}{list(tensor.shape)}".encode())
-            digest.update(memoryview(tensor.contiguous().numpy()))
+            digest.update(tensor.contiguous().numpy().data)
     return Data(
         name=name,
         digest=digest.hexdigest()[:16],

@@ -9,6 +9,9 @@ from tasks.evidence.story import Chapter
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#8c6d1f")  # Okabe and Ito: told apart by everybody
 INK = "#010203"  # stands for the page's own text colour
 MARKERS = "osD^v"
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "redoubt", "font.family": "sans-serif"}
+STYLE |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
+STYLE |= {f"axes.{part}color": INK for part in ("edge", "label")}
 
 
 def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
@@ -16,7 +19,7 @@ def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "redoubt", "font.family": "sans-serif"}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.7), layout="constrained")
         axes = figure.add_subplot()
         for i, chapter in enumerate(chapters):
@@ -36,11 +39,6 @@ def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="best")
-        for part in (*axes.spines.values(), *axes.texts, *axes.get_xticklabels(), *axes.get_yticklabels()):
-            (part.set_edgecolor if hasattr(part, "set_edgecolor") else part.set_color)(INK)
-        axes.tick_params(colors=INK)
-        for part in (axes.xaxis.label, axes.yaxis.label, *axes.get_legend().get_texts()):
-            part.set_color(INK)
         svg = io.StringIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return _inline(svg.getvalue())

@@ -21,17 +21,19 @@ CHANGES = 6  # features shown of a tabular sample
 def render_page(story: Story, pictures: Sequence[Picture] = ()) -> str:
     """The report of a run as one HTML page. Names and messages are shown as text, whatever they hold."""
     first, last = story.chapters[0].report, story.chapters[-1].report
+    floors = {t.threat: story.policy.floors.get(t.threat.name, story.policy.floor) for t in last.threats}
     charts = [
         (
             str(t.threat),
-            Markup(curve_chart(story.chapters, i, story.policy.floors.get(t.threat.name, story.policy.floor))),
+            Markup(curve_chart(story.chapters, i, floors[t.threat])),
         )
         for i, t in enumerate(last.threats)
         if t.curve
     ]
     key = lambda picture: (picture.stage, picture.threat)  # noqa: E731
     galleries = [(*names, [_figure(p) for p in group]) for names, group in groupby(pictures, key=key)]
-    return _template("report.html.jinja").render(
+    return _render(
+        "report.html.jinja",
         story=story,
         headline=headline(story),
         pairs=list(zip(first.threats, last.threats, strict=True)),
@@ -44,7 +46,7 @@ def render_page(story: Story, pictures: Sequence[Picture] = ()) -> str:
 
 def render_validation(result: Mapping[str, Any]) -> str:
     """The result of checking a data contract as one HTML page."""
-    return _template("validation.html.jinja").render(**result, style=_style())
+    return _render("validation.html.jinja", **result, style=_style())
 
 
 def headline(story: Story) -> str:
@@ -52,7 +54,8 @@ def headline(story: Story) -> str:
     last, outcome = story.chapters[-1], story.verdict.outcome
     worst = min(last.report.threats, key=lambda t: t.robust.value)
     number = f"version {last.version} of {story.name}" if last.version else story.name
-    fact = f"{number} ({last.stage}) withstands the attacks on {worst.robust.value:.1%} of the samples under {worst.threat}"
+    share = f"{worst.robust.value:.1%} of the samples under {worst.threat}"
+    fact = f"{number} ({last.stage}) withstands the attacks on {share}"
     if outcome == "pass":
         return f"{fact}, and clears every floor of its policy."
     if outcome == "fail":
@@ -94,9 +97,9 @@ def _png(array: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
 
 
-def _template(name: str) -> Any:
+def _render(name: str, **values: Any) -> str:
     environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(name)
+    return environment.get_template(name).render(**values)
 
 
 def _style() -> Markup:

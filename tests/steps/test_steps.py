@@ -162,9 +162,14 @@ def test_a_model_of_the_wrong_width_is_refused_before_training(data, run_id):
 )
 def test_a_broken_run_is_closed_with_its_stages(home, error, status):
     seen = []
-    with pytest.raises(error), open_run("steps", {}) as run_id:
-        seen += [run_id, open_stage(run_id, "baseline")]
-        raise error
+
+    def broken():
+        with open_run("steps", {}) as run_id:
+            seen.extend([run_id, open_stage(run_id, "baseline")])
+            raise error
+
+    with pytest.raises(error):
+        broken()
     assert [client().get_run(run).info.status for run in seen] == [status, status]
 
 
