@@ -1,0 +1,148 @@
+"""The command line: what it prints, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.__main__ import main
+from flows.config import parse
+from flows.recipes import RECIPES
+from tasks.errors import WrongInput
+from tasks.track import aliases, client
+
+COMMAND = [sys.executable, "-m", "flows"]
+ROOT = Path(__file__).parents[2]
+
+
+def call(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["redoubt", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_yaml(name, monkeypatch, capsys):
+    assert call(monkeypatch, "config", name) == 0
+    assert parse(yaml.safe_load(capsys.readouterr().out)) == RECIPES[name]()
+
+
+def test_recipes_are_listed_with_a_line_each(monkeypatch, capsys):
+    assert call(monkeypatch, "recipes") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["rum"], "Did you mean 'run'"),
+        (["config", "digist"], "Did you mean 'digits'"),
+        (["config", "digits", "--set", "policy.flor=1"], "unknown key 'policy.flor'. Did you mean 'floor'"),
+        (["config", "digits", "--set", "evaluation.threats.0.eps=8"], "eps='8/255'"),
+        (["config", "digits", "--set", "policy.floor"], "write KEY=VALUE"),
+        (["config", "digits", "--set", "name=a/b"], "name:"),
+        (["config", "nowhere.yaml"], "redoubt config digits > nowhere.yaml"),
+    ],
+)
+def test_wrong_input_ends_with_3_and_says_what_to_write(words, hint, monkeypatch, capsys):
+    assert call(monkeypatch, *words) == 3
+    assert hint in capsys.readouterr().err
+
+
+def test_a_yaml_file_that_is_none_is_named(tmp_path, monkeypatch, capsys):
+    for text, hint in (("a: [", "no readable YAML"), ("- 1", "must hold keys"), ("name: x", "is missing")):
+        (tmp_path / "c.yaml").write_text(text)
+        assert call(monkeypatch, "config", str(tmp_path / "c.yaml")) == 3
+        assert hint in capsys.readouterr().err
+
+
+def test_a_key_of_a_list_is_found_too():
+    values = RECIPES["digits"]().model_dump(mode="json")
+    values["evaluation"]["threats"][0]["epps"] = 1
+    with pytest.raises(WrongInput, match="Did you mean 'eps'"):
+        parse(values)
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import sys, flows.__main__; print([m for m in ('torch', 'prefect', 'mlflow', 'pandas') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    return kept | {"REDOUBT_HOME": str(home)} | more
+
+
+def test_a_run_on_empty_stores_prints_one_object(tmp_path):
+    """Everything embedded, as a stranger starts it; the verdict of this data is known."""
+    ran = subprocess.run(
+        [*COMMAND, "run", "two-kinds", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(tmp_path / "new"),
+        timeout=240,
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = json.loads(ran.stdout)
+    assert said["verdict"] == "pass"
+    assert (said["model"], said["version"], said["champion"]) == ("two-kinds", 2, 2)
+    assert [stage["split"] for stage in said["stages"]] == ["test", "select", "test"]
+    assert Path(said["report"]).is_file()
+    assert {"validate", "train/baseline", "attack/baseline/test"} <= set(said["seconds"])
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "new" / "prefect" / "prefect.db") as database:
+        names = [row[0] for row in database.execute("select name from task_run where state_type = 'COMPLETED'")]
+        assert database.execute("select state_type from flow_run").fetchall() == [("COMPLETED",)]
+    assert len(names) == 12, names  # none was lost when the server ended
+
+
+@pytest.mark.parametrize(
+    ("more", "hint"),
+    [
+        ({"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}, "no MLflow server answers at http://127.0.0.1:9"),
+        ({"REDOUBT_HOME": "/proc/nowhere"}, "cannot write to /proc/nowhere"),
+    ],
+)
+def test_an_unreachable_store_ends_the_run_before_training(tmp_path, more, hint):
+    ran = subprocess.run(
+        [*COMMAND, "run", "two-kinds"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(tmp_path, **more),
+        timeout=120,
+    )
+    assert ran.returncode == 4
+    assert hint in ran.stderr
+    assert "train/" not in ran.stderr
+
+
+def test_ctrl_c_marks_the_run_as_killed_and_keeps_the_checkpoint(home):
+    command = [*COMMAND, "run", "two-kinds", "--set", "training.epochs=5000", "--set", "training.schedule=constant"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(home), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((home / "checkpoints").glob("baseline-*.pt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 4, said
+    assert "the same command goes on from the last checkpoint" in said
+    assert list((home / "checkpoints").glob("baseline-*.pt"))
+    runs = client().search_runs([client().get_experiment_by_name("two-kinds").experiment_id])
+    assert {run.info.status for run in runs} == {"KILLED"}
+    assert len(runs) == 2
+    assert aliases("two-kinds") == {}

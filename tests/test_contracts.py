@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import nn
+
+from tasks.attacks import ATTACKS
+from tasks.data import digits, two_kinds_of_feature
+from tasks.defences import DEFENCES
+from tasks.models import MODELS
+from tests.contracts import check_attack, check_dataset, check_defence, check_model
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_keeps_its_contract(name):
+    check_attack(ATTACKS[name])
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_every_defence_keeps_its_contract(name):
+    check_defence(DEFENCES[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [("digits-cnn", (1, 8, 8), 10), ("mnist-cnn", (1, 28, 28), 10), ("phishing-mlp", (30,), 2)],
+)
+def test_every_model_keeps_its_contract(name, shape, classes):
+    check_model(MODELS[name], shape=shape, classes=classes)
+
+
+@pytest.mark.parametrize("dataset", [digits, two_kinds_of_feature])
+def test_every_shipped_dataset_keeps_its_contract(dataset):
+    check_dataset(dataset)
+
+
+def _grows(model, x, y, *, threat, rng):
+    return torch.cat([x, x])
+
+
+def _leaves_ball(model, x, y, *, threat, rng):
+    return (x + 2 * threat.eps).clamp(0, 1)
+
+
+def _leaves_box(model, x, y, *, threat, rng):
+    return x + threat.eps / x[0].numel() ** 0.5
+
+
+def _in_place(model, x, y, *, threat, rng):
+    return x.mul_(1.0).add_(1e-3).clamp_(0, 1)
+
+
+def _trains(model, x, y, *, threat, rng):
+    model.train()
+    return x.clone()
+
+
+def _draws_elsewhere(model, x, y, *, threat, rng):
+    return (x + 0.01 * (torch.rand_like(x) - x)).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("attack", "complaint"),
+    [
+        (_grows, "shape"),
+        (_leaves_ball, "left the ball"),
+        (_leaves_box, "left the box"),
+        (_in_place, "in place"),
+        (_trains, "changed the model"),
+        (_draws_elsewhere, "rng"),
+    ],
+)
+def test_a_broken_promise_of_an_attack_is_named(attack, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_attack(attack)
+
+
+def _vector(model, x, y, *, threat, rng):
+    return model(x).sum(1)
+
+
+def _no_gradient(model, x, y, *, threat, rng):
+    return model(x).detach().sum() + 0 * model[3].bias.sum()
+
+
+@pytest.mark.parametrize(("defence", "complaint"), [(_vector, "scalar"), (_no_gradient, "no gradient")])
+def test_a_broken_promise_of_a_defence_is_named(defence, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_defence(defence)
+
+
+class _BatchMates(nn.Module):
+    def forward(self, x):
+        return x[:, :2] - x[:, :2].mean(0)
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [(lambda: nn.Linear(4, 3), r"not \[3, 2\]"), (_BatchMates, "batch mates"), (lambda: 3, "not a torch.nn.Module")],
+)
+def test_a_broken_promise_of_a_model_is_named(function, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_model(function, shape=(4,), classes=2)
+
+
+def test_a_dataset_that_changes_between_calls_is_named():
+    with pytest.raises(AssertionError, match="different data"):
+        check_dataset(lambda split: (torch.rand(3, 2), torch.zeros(3, dtype=torch.long)))
