@@ -44,10 +44,11 @@ def run(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
         _show_steps()
     with prefect_api() as ready:
         config = _config(recipe, changes)
-        from flows.pipeline import posture_pipeline
         from tasks.track import client
 
-        client()
+        client()  # a store that is down ends the run here, not after training
+        from flows.pipeline import posture_pipeline
+
         ready()
         story = posture_pipeline(config)
     if as_json:
@@ -167,14 +168,25 @@ def _change(values: dict[str, Any], change: str) -> None:
     path, equals, text = change.partition("=")
     if not equals:
         raise WrongInput(f"--set {change}: write KEY=VALUE, e.g. --set policy.floor=0.7")
-    *parents, last = path.split(".")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise WrongInput(f"--set {change}: the value is no readable YAML: {error}") from error
     place: Any = values
-    for part in parents:
-        place = place[int(part)] if isinstance(place, list) and part.isdigit() else place.setdefault(part, {})
-    if isinstance(place, list):
-        place[int(last)] = yaml.safe_load(text)
-    else:
-        place[last] = yaml.safe_load(text)
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth])
+        key: Any = part
+        if isinstance(place, list):
+            if not (part.isdigit() and int(part) < len(place)):
+                raise WrongInput(f"--set {change}: {where} holds {len(place)} entries; name one from 0.")
+            key = int(part)
+        elif not isinstance(place, dict):
+            raise WrongInput(f"--set {change}: {where} holds no keys, but a value: {place!r}")
+        if depth == len(parts) - 1:
+            place[key] = value
+        else:
+            place = place[key] if isinstance(place, list) else place.setdefault(key, {})
 
 
 def _report_path(story: "Story") -> Path:

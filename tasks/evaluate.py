@@ -6,7 +6,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks.data import Data, load_split
 from tasks.metrics import EvaluationConfig, RobustnessReport, choose_rows, evaluate
 from tasks.models import StoredModel, device_of, from_bytes
-from tasks.track import aliases, load_bytes, load_version, save_evaluation, timed
+from tasks.results import save_evaluation
+from tasks.track import aliases, load_bytes, load_version, timed
 
 
 @task(name="evaluate", task_run_name="evaluate-{model.stage}-on-{split}", cache_policy=NO_CACHE)

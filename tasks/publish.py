@@ -12,7 +12,8 @@ from prefect.events import emit_event
 from tasks.data import load_split
 from tasks.evidence import Chapter, Picture, Story, render_markdown, render_page
 from tasks.home import folder
-from tasks.track import load_adversarial, log_dict, log_text, set_tags
+from tasks.results import load_adversarial
+from tasks.track import log_dict, log_text, set_tags
 
 PICTURES = 6  # for each stage and threat model
 

@@ -1,6 +1,5 @@
 """The only door to MLflow. Every call names its run: MLflow's active run does not cross threads."""
 
-import io
 import json
 import logging
 import os
@@ -18,15 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from tasks.data import Data
 from tasks.errors import StoreUnreachable
 from tasks.home import folder
-from tasks.metrics import Outcomes, RobustnessReport
+from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel, digest_of, to_bytes
 
 if TYPE_CHECKING:
@@ -40,6 +37,7 @@ QUIET = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+_ANSWERED: set[str] = set()  # the stores that were reached once; MLflow itself retries for minutes
 WEIGHTS, STORED, REPORT = "weights/model.safetensors", "model.json", "report.json"
 
 
@@ -53,8 +51,10 @@ def client() -> "MlflowClient":
         logging.getLogger(name).setLevel(logging.WARNING)
     named = os.environ.get("MLFLOW_TRACKING_URI")
     uri = named or embedded_store()
-    if mlflow.get_tracking_uri() != uri:
+    if uri not in _ANSWERED:
         _reachable(uri)
+        _ANSWERED.add(uri)
+    if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
         if not named:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it; what a user names must stay apart
@@ -120,12 +120,19 @@ def timed(run_id: str, step: str) -> Iterator[None]:
     logging.getLogger("redoubt").info("%-28s %6.1f s", step, took)
 
 
-def log_metrics(run_id: str, values: Mapping[str, float]) -> None:
-    """Log every value in one request."""
+def log_metrics(
+    run_id: str, values: Mapping[str, float], *, model: StoredModel | None = None, data: Data | None = None
+) -> None:
+    """Log every value in one request, tied to the model and the data that it was measured on, if they are given."""
     from mlflow.entities import Metric
 
+    tie: dict[str, str] = {}
+    if model is not None:
+        tie |= {"model_id": model.model_uri.removeprefix("models:/"), "run_id": run_id}
+    if data is not None:
+        tie |= {"dataset_name": data.name, "dataset_digest": data.digest}
     now = int(time.time() * 1000)
-    client().log_batch(run_id, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()])
+    client().log_batch(run_id, metrics=[Metric(key, float(value), now, 0, **tie) for key, value in values.items()])
 
 
 def log_history(run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
@@ -146,6 +153,15 @@ def log_text(run_id: str, text: str, path: str) -> None:
 def log_dict(run_id: str, values: Mapping[str, Any], path: str) -> None:
     """Keep a mapping as a JSON artifact."""
     client().log_dict(run_id, dict(values), path)
+
+
+def log_bytes(run_id: str, raw: bytes, path: str) -> None:
+    """Keep bytes as an artifact."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / Path(path).name
+        file.write_bytes(raw)
+        parent = str(Path(path).parent)
+        client().log_artifact(run_id, str(file), None if parent == "." else parent)
 
 
 def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
@@ -170,10 +186,7 @@ def save_model(run_id: str, stage: str, name: str, model: nn.Module, example: Te
     run_id is the stage's run; example is a batch x [2, ...] that the graph is traced with.
     """
     store, raw = client(), to_bytes(model)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / Path(WEIGHTS).name
-        path.write_bytes(raw)
-        store.log_artifact(run_id, str(path), str(Path(WEIGHTS).parent))
+    log_bytes(run_id, raw, WEIGHTS)
     with ONE_EXPORT_AT_A_TIME, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch.export and MLflow say of their own insides
         import mlflow.pytorch
@@ -209,38 +222,6 @@ def load_bytes(uri: str) -> bytes:
 
     with tempfile.TemporaryDirectory() as scratch:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)).read_bytes()
-
-
-def save_evaluation(
-    stored: StoredModel, data: Data, report: RobustnessReport, outcomes: Sequence[Outcomes], rows: Tensor
-) -> None:
-    """Keep a report: its numbers tied to model and data, itself as JSON, each sample's outcome, what fooled it.
-
-    rows [N] are the places of the measured samples in their split. What was measured on select bears that name.
-    """
-    from mlflow.entities import Metric
-
-    store, now = client(), int(time.time() * 1000)
-    prefix = "" if report.split == "test" else f"{report.split}/"
-    tie = {"model_id": stored.model_uri.removeprefix("models:/"), "run_id": stored.run_id}
-    tie |= {"dataset_name": data.name, "dataset_digest": data.digest}
-    metrics = [Metric(f"{prefix}{k}", v, now, 0, **tie) for k, v in report.metrics().items()]
-    store.log_batch(stored.run_id, metrics=metrics)
-    log_dict(stored.run_id, report.model_dump(mode="json"), f"{prefix}{REPORT}")
-    tables: list[dict[str, str]] = []  # what makes MLflow show a JSON file as a table
-    for found in outcomes:
-        name = f"{prefix}{found.threat.name}"
-        tables.append({"path": f"outcomes/{name}.json", "type": "table"})
-        log_text(stored.run_id, _table(found, rows).to_json(orient="split", index=False), tables[-1]["path"])
-        _save_adversarial(store, stored.run_id, found, rows, f"adversarial/{name}.npz")
-    set_tags(stored.run_id, {"mlflow.loggedArtifacts": json.dumps(tables)})
-
-
-def load_adversarial(run_id: str, threat: str) -> dict[str, np.ndarray]:
-    """What fooled a stage's model on test: rows [F], x_adv [F, ...], prediction [F]."""
-    raw = io.BytesIO(load_bytes(f"runs:/{run_id}/adversarial/{threat}.npz"))
-    with np.load(raw, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 def register(name: str, stored: StoredModel, tags: Mapping[str, str]) -> int:
@@ -301,27 +282,3 @@ def _provenance() -> dict[str, str]:
     if commit.returncode == 0:
         tags["mlflow.source.git.commit"] = commit.stdout.strip()
     return tags
-
-
-def _table(found: Outcomes, rows: Tensor) -> pd.DataFrame:
-    by = np.full(len(rows), "", dtype=object)
-    for attack in found.attacks:
-        by[attack.fooled.numpy()] = attack.name
-    return pd.DataFrame(
-        {
-            "row": rows.numpy(),
-            "clean_correct": found.clean_correct.numpy(),
-            "fooled": found.fooled.numpy(),
-            "fooled_by": by,
-            "prediction": found.prediction.numpy(),
-        }
-    )
-
-
-def _save_adversarial(store: "MlflowClient", run_id: str, found: Outcomes, rows: Tensor, path: str) -> None:
-    hit = found.fooled & found.clean_correct
-    arrays = {"rows": rows[hit].numpy(), "x_adv": found.x_adv[hit].numpy(), "prediction": found.prediction[hit].numpy()}
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / Path(path).name
-        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # the stubs take any keyword for allow_pickle
-        store.log_artifact(run_id, str(file), str(Path(path).parent))

@@ -127,15 +127,14 @@ def _row(promise: Promise, found: Any, n: int) -> dict[str, Any]:
     index = result.get("unexpected_index_list") or []
     first = [f"{row['sample']} ({wanted['column']} {_plain(row[wanted['column']])})" for row in index[:FIRST]]
     broken = int(result.get("unexpected_count") or 0)
-    observed = result.get("observed_value")
-    if observed is not None:  # a set of labels, not a property of rows
-        missing = sorted(set(wanted["value_set"]) - set(observed))
-        first, broken = [f"class {label}" for label in missing], len(missing)
+    missing = result.get("partial_missing_list") or []  # of classes; all other promises are properties of rows
+    if missing:
+        first, broken = [f"class {label}" for label in sorted(missing)[:FIRST]], int(result["missing_count"])
     return {
         "promise": promise.promise,
         "remedy": promise.remedy,
         "success": bool(found.success) and not crashed,
-        "looked_at": len(wanted["value_set"]) if observed is not None else int(result.get("element_count") or n),
+        "looked_at": len(wanted["value_set"]) if missing else int(result.get("element_count") or n),
         "broken": broken,
         "first": first,
     }

@@ -29,12 +29,14 @@ def check_attack(attack: Callable[..., Tensor]) -> None:
             assert first.shape == x.shape, f"returned shape {list(first.shape)} for x {list(x.shape)}"
             assert first.dtype == x.dtype, f"returned {first.dtype} for x {x.dtype}"
             assert not first.requires_grad, "returned a tensor that requires grad; detach it"
-            assert torch.equal(x, kept[0]) and torch.equal(y, kept[1]), "changed its input x or y in place"
+            same_inputs = torch.equal(x, kept[0]) and torch.equal(y, kept[1])
+            assert same_inputs, "changed its input x or y in place"
             assert _same(state, _state(model)), "changed the model: mode, requires_grad, .grad or buffers"
             moved = distance(x, first, threat).max().item()
             assert moved <= threat.eps * (1 + 1e-4), f"left the ball: moved {moved:.4g} under {threat}"
             low, high = threat.bounds
-            assert first.min() >= low - 1e-6 and first.max() <= high + 1e-6, f"left the box {threat.bounds}"
+            inside = first.min() >= low - 1e-6 and first.max() <= high + 1e-6
+            assert inside, f"left the box {threat.bounds}"
             assert torch.equal(first, second), "the same rng gave two results; draw from rng alone"
 
 
@@ -74,8 +76,10 @@ def check_dataset(function: Callable[[str], Any]) -> None:
         (x, y), (again, labels) = function(split), function(split)
         assert len(x) == len(y) > 0, f"{split}: x holds {len(x)} samples, y {len(y)}"
         assert x.is_floating_point(), f"{split}: x is {x.dtype}; scale it to floats"
-        assert not y.is_floating_point() and y.min() >= 0, f"{split}: y must hold class numbers from 0"
-        assert torch.equal(x, again) and torch.equal(y, labels), f"{split}: two calls gave different data"
+        class_numbers = not y.is_floating_point() and y.min() >= 0
+        assert class_numbers, f"{split}: y must hold class numbers from 0"
+        repeatable = torch.equal(x, again) and torch.equal(y, labels)
+        assert repeatable, f"{split}: two calls gave different data"
 
 
 def _network(shape: tuple[int, ...], *, classes: int) -> nn.Sequential:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = {"decide", "evaluate", "promote", "publish", "track", "train", "validate"}
+VERBS = {"decide", "evaluate", "promote", "publish", "results", "track", "train", "validate"}
 BASE = {"errors", "home", "lookup"}
 BELOW = {  # what each noun may import, besides the base and itself
     "attacks": set(),

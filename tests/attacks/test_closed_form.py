@@ -1,5 +1,7 @@
 """Attacks against models whose boundary is known in closed form."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -69,7 +71,7 @@ def test_a_step_uphill_has_length_one(threat):
 
 def test_apgd_looks_back_ever_more_often():
     points = checkpoints(100)
-    gaps = [b - a for a, b in zip(points, points[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(points)]
     assert points[0] == 22
     assert gaps == sorted(gaps, reverse=True)
     assert min(gaps) == 6

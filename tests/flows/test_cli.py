@@ -48,6 +48,10 @@ def test_recipes_are_listed_with_a_line_each(monkeypatch, capsys):
         (["config", "digits", "--set", "evaluation.threats.0.eps=8"], "eps='8/255'"),
         (["config", "digits", "--set", "policy.floor"], "write KEY=VALUE"),
         (["config", "digits", "--set", "name=a/b"], "name:"),
+        (["config", "digits", "--set", "evaluation.threats.7.eps=0.1"], "evaluation.threats holds 2 entries"),
+        (["config", "digits", "--set", "evaluation.threats.first.eps=0.1"], "evaluation.threats holds 2 entries"),
+        (["config", "digits", "--set", "name.first=x"], "name holds no keys"),
+        (["config", "digits", "--set", "name=[a"], "no readable YAML"),
         (["config", "nowhere.yaml"], "redoubt config digits > nowhere.yaml"),
     ],
 )
@@ -105,7 +109,7 @@ def test_a_run_on_empty_stores_prints_one_object(tmp_path):
     with sqlite3.connect(tmp_path / "new" / "prefect" / "prefect.db") as database:
         names = [row[0] for row in database.execute("select name from task_run where state_type = 'COMPLETED'")]
         assert database.execute("select state_type from flow_run").fetchall() == [("COMPLETED",)]
-    assert len(names) == 12, names  # none was lost when the server ended
+    assert len(names) == 13, names  # none was lost when the server ended
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,8 @@ from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
 from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.models import StoredModel, fit
 from tasks.promote import promote, roll_back
-from tasks.track import (
-    aliases,
-    client,
-    load_adversarial,
-    load_bytes,
-    load_version,
-    open_run,
-    open_stage,
-)
+from tasks.results import load_adversarial
+from tasks.track import aliases, client, load_bytes, load_version, open_run, open_stage
 from tasks.train import train_model
 from tasks.verdicts import Policy
 
