@@ -1,5 +1,6 @@
 """The command line: redoubt run | recipes | config | ui."""
 
+import gc
 import json
 import logging
 import shutil
@@ -40,6 +41,7 @@ def run(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
     from flows.settle import settle
 
     settle()
+    gc.set_threshold(100_000, 50, 50)  # the libraries make a million lasting objects; looking them through costs 1.5 s
     if not as_json:
         _show_steps()
     with prefect_api() as ready:

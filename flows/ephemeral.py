@@ -14,7 +14,7 @@ from tasks.errors import StoreUnreachable
 from tasks.home import folder
 
 PATIENCE = 120.0  # seconds until a server that does not answer is given up
-DRAIN = 1.5  # seconds that the server is left alone at the end: it writes task runs every second
+DRAIN = 0.5  # seconds that the server is left alone at the end: it writes task runs every second
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def digits() -> PipelineConfig:
         dataset="digits",
         contract=DataContract(shape=(1, 8, 8), classes=10, min_class_share=0.05),
         training=training,
-        hardening=training.model_copy(update={"defence": "adversarial", "epochs": 30}),
+        hardening=training.model_copy(update={"defence": "adversarial", "epochs": 24}),
         evaluation=EvaluationConfig(threats=(linf, l2)),
         policy=Policy(floor=0.6, clean_floor=0.9),
     )

@@ -2,21 +2,28 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-os.environ.update(
-    {
-        "DO_NOT_TRACK": "true",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "OMP_NUM_THREADS": "2",
-    }
-)
-for server in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "REDOUBT_HOME"):
-    os.environ.pop(server, None)
+SESSION = tempfile.mkdtemp(prefix="redoubt-tests-")
+
+
+def pytest_configure() -> None:
+    """Before any test imports Prefect: its settings are read once."""
+    for server in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        os.environ.pop(server, None)
+    os.environ |= {"REDOUBT_HOME": SESSION, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "OMP_NUM_THREADS": "2"}
+    from flows.settle import settle
+
+    settle()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(SESSION, ignore_errors=True)
+
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -52,17 +59,13 @@ def shared_data(monkeypatch: pytest.MonkeyPatch) -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def prefect_server() -> Iterator[None]:
     """Prefect's API in a process of its own, as `redoubt run` starts it."""
-    from flows.ephemeral import prefect_api
-    from flows.settle import settle
+    from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    before = dict(os.environ)
-    os.environ["REDOUBT_HOME"] = str(tmp_path_factory.mktemp("prefect"))
-    os.environ.pop("PREFECT_API_URL", None)
-    settle()
+    from flows.ephemeral import prefect_api
+
     with prefect_api() as ready:
         ready()
-        yield
-    os.environ.clear()
-    os.environ.update(before)
+        with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+            yield

@@ -2,6 +2,7 @@
 
 import gzip
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,18 @@ def mnist(split: str, *, folder: str | Path | None = None) -> tuple[Tensor, Tens
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array in an IDX file, plain or gzipped. Raises DataMissing for a missing, foreign or truncated file."""
+    """The array in an IDX file, plain or gzipped, read-only. Raises DataMissing for a missing or damaged file."""
+    try:
+        state = path.stat()
+    except OSError:
+        raise DataMissing(f"{path} does not exist. {HOW}") from None
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=4)  # the files of one dataset, which every step of a run reads again
+def _read(path: Path, changed: int, size: int) -> np.ndarray:  # noqa: ARG001
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except FileNotFoundError:
-        raise DataMissing(f"{path} does not exist. {HOW}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataMissing(f"{path} cannot be read: {error}. It is cut short or damaged; fetch it again.") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":

@@ -11,7 +11,7 @@ from tasks.metrics.outcomes import Outcomes, measure
 from tasks.metrics.statistics import Share
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the threat model's eps
-ALONG_THE_CURVE = Suite(name="curve", attacks=(AttackConfig(name="pgd", params={"steps": 20}),))
+ALONG_THE_CURVE = Suite(name="curve", attacks=(AttackConfig(name="pgd", params={"steps": 10}),))
 
 
 class CurvePoint(BaseModel, frozen=True, extra="forbid"):
@@ -26,7 +26,7 @@ def security_curve(
 ) -> tuple[CurvePoint, ...]:
     """Points from eps 0 to twice the threat model's eps; at eps itself the suite's own number.
 
-    Between them PGD with 20 steps. What fools at one radius fools at every larger one, so the curve never rises.
+    Between them PGD with 10 steps. What fools at one radius fools at every larger one, so the curve never rises.
     """
     threat, n = outcomes.threat, len(y)
     points = [CurvePoint(eps=0.0, robust=_share(outcomes.clean_correct, n, confidence))]
