@@ -53,7 +53,7 @@ def headline(story: Story) -> str:
     """The outcome of a run in one plain sentence."""
     last, outcome = story.chapters[-1], story.verdict.outcome
     worst = min(last.report.threats, key=lambda t: t.robust.value)
-    number = f"version {last.version} of {story.name}" if last.version else story.name
+    number = f"Version {last.version} of {story.name}" if last.version else story.name
     share = f"{worst.robust.value:.1%} of the samples under {worst.threat}"
     fact = f"{number} ({last.stage}) withstands the attacks on {share}"
     if outcome == "pass":
