@@ -28,13 +28,13 @@ def digits() -> PipelineConfig:
 def mnist() -> PipelineConfig:
     """MNIST from its four IDX files, a small CNN, L-inf 0.2 and L2 2.0 on 1,000 test images."""
     linf, l2 = ThreatModel(norm="linf", eps=0.2), ThreatModel(norm="l2", eps=2.0)
-    training = TrainingConfig(model="mnist-cnn", threat=linf, epochs=4, lr=3e-3)
+    training = TrainingConfig(model="mnist-cnn", threat=linf, epochs=2, lr=3e-3)
     return PipelineConfig(
         name="mnist",
         dataset="mnist",
         contract=DataContract(shape=(1, 28, 28), classes=10, min_class_share=0.05),
         training=training,
-        hardening=training.model_copy(update={"defence": "adversarial", "epochs": 6}),
+        hardening=training.model_copy(update={"defence": "adversarial", "epochs": 3}),
         evaluation=EvaluationConfig(threats=(linf, l2), samples=1000),
         policy=Policy(floor=0.5, clean_floor=0.95),
     )
