@@ -32,10 +32,12 @@ def show_pages(*, mlflow_port: int, prefect_port: int) -> None:
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for command in commands.values()
     ]
-    for place in commands:
-        click.echo(place)
-    click.echo("Ctrl-C ends both.")
+    click.echo("Starting both; the first time takes half a minute. Ctrl-C ends them.")
     try:
+        for place, server, port in zip(commands, servers, (mlflow_port, prefect_port), strict=True):
+            while server.poll() is None and not _answers(port):
+                time.sleep(0.2)
+            click.echo(place)
         while all(server.poll() is None for server in servers):
             time.sleep(0.5)
         raise WrongInput("one of the two servers ended by itself. Try other ports: --mlflow-port, --prefect-port.")
@@ -49,6 +51,10 @@ def show_pages(*, mlflow_port: int, prefect_port: int) -> None:
 
 
 def _free(port: int) -> None:
+    if _answers(port):
+        raise WrongInput(f"port {port} is taken. Name another: --mlflow-port or --prefect-port.")
+
+
+def _answers(port: int) -> bool:
     with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise WrongInput(f"port {port} is taken. Name another: --mlflow-port or --prefect-port.")
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -36,6 +36,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for --json
 }
 _ANSWERED: set[str] = set()  # the stores that were reached once; MLflow itself retries for minutes
 WEIGHTS, STORED, REPORT = "weights/model.safetensors", "model.json", "report.json"
