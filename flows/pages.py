@@ -17,7 +17,10 @@ def show_pages(*, mlflow_port: int, prefect_port: int) -> None:
     for port in (mlflow_port, prefect_port):
         _free(port)
     store = os.environ.get("MLFLOW_TRACKING_URI") or embedded_store()
-    environment = os.environ | {"PREFECT_SERVER_UI_ENABLED": "true"}
+    environment = os.environ | {
+        "PREFECT_SERVER_UI_ENABLED": "true",
+        "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{prefect_port}/api",  # the page asks port 4200 otherwise
+    }
     commands = {
         f"MLflow   http://127.0.0.1:{mlflow_port}": [
             *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store),
