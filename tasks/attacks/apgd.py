@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.geometry import inside, per_sample, sample, uphill
+from tasks.attacks.geometry import ascend, inside, limits, moved, per_sample, sample
 from tasks.attacks.threat import ThreatModel
 
 MOMENTUM = 0.75  # alpha in the paper
@@ -23,10 +23,10 @@ def checkpoints(steps: int) -> list[int]:
 def apgd_ce(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Generator, steps: int = 100) -> Tensor:
     """Croce and Hein, 2020, https://arxiv.org/abs/2003.01690: x [B, ...], y [B] -> x_adv [B, ...].
 
-    Cross-entropy, L-inf or L2. Returns for each sample the first misclassified iterate, or else the one of
+    Cross-entropy. Returns for each sample the first misclassified iterate, or else the one of
     highest loss.
     """
-    halve_after = checkpoints(steps)
+    halve_after, within = checkpoints(steps), limits(x, threat)
     x_adv = inside(x, x + sample(x, threat, rng), threat)
     previous, step = x_adv, torch.full((len(x),), 2 * threat.eps, dtype=x.dtype, device=x.device)
     loss, grad, fooled = _loss_and_grad(model, x_adv, y)
@@ -36,8 +36,7 @@ def apgd_ce(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng:
     stalled_step, stalled_loss = step.clone(), best_loss
 
     for i in range(1, steps + 1):
-        stride = per_sample(step, like=x)
-        z = inside(x, x_adv + stride * uphill(grad, threat), threat)
+        z = moved(x, ascend(x_adv - x, grad, threat, within, step / threat.eps), threat)
         momentum = MOMENTUM if i > 1 else 1.0
         z = inside(x, x_adv + momentum * (z - x_adv) + (1 - momentum) * (x_adv - previous), threat)
         previous, x_adv, last_loss = x_adv, z, loss

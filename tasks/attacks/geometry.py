@@ -1,6 +1,7 @@
-"""The moves that every Lp attack is made of: start somewhere, step uphill, stay inside, measure.
+"""The moves that every attack is made of: start somewhere, step uphill, stay inside, measure.
 
-Shapes: B = batch, ... = any input shape.
+Shapes: B = batch, ... = any input shape. The box matters as much as the ball: what the bounds, the mask and (in
+L-inf) the radius allow is one pair of limits on delta, and every move below respects ball and limits at once.
 """
 
 import torch
@@ -9,11 +10,20 @@ from torch import Generator, Tensor
 from tasks.attacks.threat import ThreatModel
 
 TINY = 1e-12
+ROUNDS = 10  # of filling: each one fixes the features that met their limit; more changes nothing measurable
+HALVINGS = 30  # of an interval: to float32's precision
+
+Limits = tuple[Tensor, Tensor]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Reshape [B] so that it broadcasts against [B, ...]."""
     return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over each sample, [B, 1, ...]."""
+    return per_sample(values.flatten(1).sum(1), like=values)
 
 
 def l2(x: Tensor) -> Tensor:
@@ -22,33 +32,213 @@ def l2(x: Tensor) -> Tensor:
 
 
 def distance(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-    """How far each sample moved, in the threat's norm: [B]."""
-    delta = (x_adv - x).flatten(1)
-    return delta.abs().amax(1) if threat.norm == "linf" else delta.norm(dim=1)
+    """How far each sample moved, in the threat's norm and scale: [B]. Infinite where a masked feature moved."""
+    delta = x_adv - x
+    moved = _length(delta / _scale(threat, delta) if threat.scale else delta, threat)
+    if threat.mask is not None:
+        frozen = (delta * ~_feature_mask(threat, delta)).flatten(1).abs().amax(1) > 0
+        moved = moved.masked_fill(frozen, float("inf"))
+    return moved
 
 
-def project(delta: Tensor, threat: ThreatModel) -> Tensor:
-    """The nearest perturbation inside the ball; one that is inside already is returned as it is."""
+def limits(x: Tensor, threat: ThreatModel) -> Limits:
+    """The smallest and the largest delta that bounds, mask and, in L-inf, the radius allow: [B, ...] each."""
+    low, high = threat.bounds[0] - x, threat.bounds[1] - x
+    low, high = low.clamp_max(0), high.clamp_min(0)
     if threat.norm == "linf":
-        return delta.clamp(-threat.eps, threat.eps)
-    return delta * (threat.eps / l2(delta)).clamp_max(1.0)
+        reach = threat.eps * _scale(threat, x) if threat.scale else torch.as_tensor(threat.eps).to(x)
+        low, high = torch.maximum(low, -reach), torch.minimum(high, reach)
+    if threat.mask is not None:
+        mask = _feature_mask(threat, x)
+        low, high = low * mask, high * mask
+    return low, high
+
+
+def project(delta: Tensor, threat: ThreatModel, within: Limits) -> Tensor:
+    """The nearest perturbation, in the threat's scale, inside ball and limits."""
+    eps = threat.eps
+    low, high = within
+    if threat.norm in ("linf", "unbounded"):
+        return delta.clamp(low, high)
+    if threat.scale:
+        scale, plain = _scale(threat, delta), threat.model_copy(update={"scale": None})
+        return scale * project(delta / scale, plain, (low / scale, high / scale))
+    if threat.norm == "l2":
+        return _fill(delta, within, eps, largest=1.0)
+    if threat.norm == "l1":
+        return _shrink(delta, within, eps)
+    clipped = delta.clamp(low, high)
+    return clipped * _strongest(clipped.square(), threat, eps)
+
+
+def farthest(slope: Tensor, threat: ThreatModel, within: Limits) -> Tensor:
+    """The perturbation inside ball and limits along which a linear function with this slope grows the most."""
+    eps = threat.eps
+    low, high = within
+    if threat.scale and threat.norm not in ("linf", "unbounded"):
+        scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
+        return scale * farthest(slope * scale, plain, (low / scale, high / scale))
+    corner = torch.where(slope > 0, high, torch.where(slope < 0, low, torch.zeros_like(low)))
+    if threat.norm in ("linf", "unbounded"):
+        return corner
+    if threat.norm == "l2":
+        return _fill(slope / l2(slope) * eps, within, eps, largest=float("inf"))
+    gain, room = slope.abs(), corner.abs()
+    if threat.norm == "l1":
+        order = gain.flatten(1).argsort(1, descending=True)
+        ordered = room.flatten(1).gather(1, order)
+        spent = torch.minimum((eps - (ordered.cumsum(1) - ordered)).clamp_min(0), ordered)
+        amount = torch.zeros_like(ordered).scatter(1, order, spent).view_as(slope)
+        return amount * corner.sign()
+    return corner * _strongest(gain * room, threat, eps)
+
+
+def uphill(grad: Tensor, threat: ThreatModel, delta: Tensor | None = None, within: Limits | None = None) -> Tensor:
+    """The unit step that raises a linearised loss the most; what a limit blocks is dropped before normalising."""
+    if threat.norm in ("linf", "unbounded"):
+        return grad.sign() * _scale(threat, grad) if threat.scale else grad.sign()
+    if threat.scale:
+        grad = grad * _scale(threat, grad)
+    if delta is not None and within is not None:
+        blocked = ((delta >= within[1]) & (grad > 0)) | ((delta <= within[0]) & (grad < 0))
+        grad = grad.masked_fill(blocked, 0.0)
+    step = grad / l2(grad)
+    return step * _scale(threat, grad) if threat.scale else step
+
+
+def ascend(delta: Tensor, grad: Tensor, threat: ThreatModel, within: Limits, share: Tensor | float) -> Tensor:
+    """Delta after one step of `share` (a number, or [B]) of the radius up the slope, inside ball and limits.
+
+    L-inf and L2 step along `uphill` and project. L1 and L0, whose best steps are sparse, go that share of the way to
+    the `farthest` corner (Frank and Wolfe, 1956), which never leaves the ball.
+    """
+    share = per_sample(share.to(delta), like=delta) if isinstance(share, Tensor) else share
+    if threat.norm in ("linf", "unbounded", "l2"):
+        return project(delta + share * threat.eps * uphill(grad, threat, delta, within), threat, within)
+    stepped = delta + torch.as_tensor(share).clamp_max(1.0) * (farthest(grad, threat, within) - delta)
+    return project(stepped, threat, within)
 
 
 def inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
-    """x_adv brought into the ball around x and into the box. L2 clips first: scaling towards x stays in the box."""
-    x_adv = x_adv.clamp(*threat.bounds)
-    return (x + project(x_adv - x, threat)).clamp(*threat.bounds)
+    """x_adv brought into the ball around x and into the box."""
+    return moved(x, project(x_adv - x, threat, limits(x, threat)), threat)
 
 
-def uphill(grad: Tensor, threat: ThreatModel) -> Tensor:
-    """The unit step, in the threat's own norm, that raises a linearised loss the most."""
-    return grad.sign() if threat.norm == "linf" else grad / l2(grad)
+def moved(x: Tensor, delta: Tensor, threat: ThreatModel) -> Tensor:
+    """X + delta, without the last bit by which rounding may leave the box."""
+    return (x + delta).clamp(*threat.bounds)
 
 
 def sample(x: Tensor, threat: ThreatModel, rng: Generator) -> Tensor:
-    """A random perturbation with the shape of x, from inside the ball (L2: radius uniform in 0..eps)."""
-    if threat.norm == "linf":
-        return threat.eps * torch.empty_like(x).uniform_(-1, 1, generator=rng)
+    """A random perturbation with the shape of x, from inside ball and limits."""
+    within = limits(x, threat)
+    if threat.norm in ("linf", "unbounded"):
+        share = torch.empty_like(x).uniform_(0, 1, generator=rng)
+        return within[0] + share * (within[1] - within[0])
     radius = per_sample(torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype), like=x)
     direction = torch.empty_like(x).normal_(generator=rng)
-    return threat.eps * radius * direction / l2(direction)
+    if threat.norm == "l2":
+        return project(threat.eps * radius * direction / l2(direction), threat, within)
+    return radius.clamp_min(0.5) * farthest(direction, threat, within)
+
+
+def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limits) -> Tensor:
+    """The smallest perturbation d within the limits with slope . d = -drop: [B, ...]; the corner where none is.
+
+    slope [B, ...], drop [B] >= 0. Box-constrained projections as in Croce and Hein, 2020,
+    https://arxiv.org/abs/1907.02044, here by filling or sorting.
+    """
+    low, high = within
+    if threat.scale:
+        scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
+        return scale * to_hyperplane(slope * scale, drop, plain, (low / scale, high / scale))
+    corner = torch.where(slope > 0, low, torch.where(slope < 0, high, torch.zeros_like(low)))
+    gain, room, wanted = slope.abs(), corner.abs(), per_sample(drop, like=slope)
+    if threat.norm == "l2":
+        amount, free = torch.zeros_like(gain), gain > 0
+        for _ in range(ROUNDS):
+            missing = (wanted - total((gain * room).masked_fill(free, 0.0))).clamp_min(0)
+            rate = missing / total(gain.square() * free).clamp_min(TINY)
+            amount = torch.where(free, rate * gain, room)
+            free = free & (amount < room)
+        return torch.minimum(amount, room) * corner.sign()
+    if threat.norm in ("linf", "unbounded"):
+        return torch.minimum(room, per_sample(_level(gain, room, drop), like=room)) * corner.sign()
+    worth = gain if threat.norm == "l1" else gain * room
+    order = worth.flatten(1).argsort(1, descending=True)
+    gains, rooms = gain.flatten(1).gather(1, order), room.flatten(1).gather(1, order)
+    before = (gains * rooms).cumsum(1) - gains * rooms
+    spent = torch.minimum((drop.unsqueeze(1) - before).clamp_min(0) / gains.clamp_min(TINY), rooms)
+    return torch.zeros_like(spent).scatter(1, order, spent).view_as(slope) * corner.sign()
+
+
+def _fill(direction: Tensor, within: Limits, eps: float, *, largest: float) -> Tensor:
+    """clip(t * direction) of Euclidean length eps, or with t = largest where that is shorter."""
+    low, high = within
+    corner = torch.where(direction > 0, high, low)
+    free = direction != 0
+    result = direction.clamp(low, high) if largest == 1.0 else torch.where(free, corner, torch.zeros_like(corner))
+    for _ in range(ROUNDS):
+        left = (eps**2 - total(corner.square().masked_fill(free | (direction == 0), 0.0))).clamp_min(0)
+        t = (left / total(direction.square() * free).clamp_min(TINY)).sqrt().clamp_max(largest)
+        grown = t * direction
+        met = free & ((grown >= high) & (direction > 0) | (grown <= low) & (direction < 0))
+        result = torch.where(free, grown.clamp(low, high), result)
+        if not met.any():
+            break
+        free = free & ~met
+    return result * (eps / l2(result)).clamp_max(1.0)
+
+
+def _level(gain: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
+    """The smallest t with sum(gain * min(room, t)) = wanted, or the largest room where that is out of reach: [B]."""
+    rooms, order = room.flatten(1).sort(1)
+    gains = gain.flatten(1).gather(1, order)
+    full = (gains * rooms).cumsum(1)
+    rest = gains.flip(1).cumsum(1).flip(1)  # the gain of those whose room is not yet met
+    reached = full + (rest - gains) * rooms
+    at = (reached < wanted.unsqueeze(1)).sum(1).clamp_max(rooms.shape[1] - 1).unsqueeze(1)
+    before = full.gather(1, at) - (gains * rooms).gather(1, at)
+    t = (wanted.unsqueeze(1) - before) / rest.gather(1, at).clamp_min(TINY)
+    return torch.minimum(t, rooms.gather(1, at)).clamp_min(0).squeeze(1)
+
+
+def _shrink(delta: Tensor, within: Limits, eps: float) -> Tensor:
+    """Soft thresholding and clipping, with the smallest threshold that brings the sum of changes to eps."""
+    size, room = delta.abs(), torch.where(delta > 0, within[1], -within[0])
+    least, most = torch.zeros_like(total(size)), per_sample(size.flatten(1).amax(1), like=size)
+    fits = total(torch.minimum(size, room)) <= eps
+    for _ in range(HALVINGS):
+        middle = (least + most) / 2
+        small = total(torch.minimum((size - middle).clamp_min(0), room)) <= eps
+        least, most = torch.where(small, least, middle), torch.where(small, middle, most)
+    threshold = torch.where(fits, torch.zeros_like(most), most)
+    return torch.minimum((size - threshold).clamp_min(0), room) * delta.sign()
+
+
+def _strongest(worth: Tensor, threat: ThreatModel, eps: float) -> Tensor:
+    """A mask of the eps features (or pixels) of the largest worth: bool [B, ...]."""
+    pixels = threat.norm == "l0-pixels" and worth.ndim > 2
+    grouped = worth.sum(1, keepdim=True) if pixels else worth
+    flat = grouped.flatten(1)
+    top = flat.topk(min(int(eps), flat.shape[1]), dim=1).indices
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, top, True).view_as(grouped)
+
+
+def _length(delta: Tensor, threat: ThreatModel) -> Tensor:
+    if threat.norm in ("linf", "unbounded"):
+        return delta.flatten(1).abs().amax(1)
+    if threat.norm == "l0":
+        return delta.flatten(1).count_nonzero(1).to(delta.dtype)
+    if threat.norm == "l0-pixels":
+        changed = (delta != 0).any(1) if delta.ndim > 2 else delta != 0
+        return changed.flatten(1).sum(1).to(delta.dtype)
+    return delta.flatten(1).norm(p=1 if threat.norm == "l1" else 2, dim=1)
+
+
+def _scale(threat: ThreatModel, like: Tensor) -> Tensor:
+    return torch.tensor(threat.scale, dtype=like.dtype, device=like.device).view(1, *like.shape[1:])
+
+
+def _feature_mask(threat: ThreatModel, like: Tensor) -> Tensor:
+    return torch.tensor(threat.mask, device=like.device).view(1, *like.shape[1:])

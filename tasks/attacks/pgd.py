@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from tasks.attacks.geometry import inside, sample, uphill
+from tasks.attacks.geometry import ascend, limits, moved, sample
 from tasks.attacks.threat import ThreatModel
 
 
@@ -14,10 +14,10 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Gen
     The model maps x to logits [B, C]. Starts at random in the ball; a step is 2.5 / steps of the radius,
     enough to cross the ball. Returns the last iterate.
     """
-    x_adv = inside(x, x + sample(x, threat, rng), threat)
+    within, x_adv = limits(x, threat), moved(x, sample(x, threat, rng), threat)
     for _ in range(steps):
-        x_adv = x_adv.detach().requires_grad_()
-        loss = F.cross_entropy(model(x_adv), y, reduction="sum")  # a mean would scale by 1 / B
-        (grad,) = torch.autograd.grad(loss, x_adv)
-        x_adv = inside(x, x_adv.detach() + 2.5 / steps * threat.eps * uphill(grad, threat), threat)
+        leaf = x_adv.detach().requires_grad_()
+        loss = F.cross_entropy(model(leaf), y, reduction="sum")  # a mean would scale by 1 / B
+        (grad,) = torch.autograd.grad(loss, leaf)
+        x_adv = moved(x, ascend(x_adv - x, grad, threat, within, 2.5 / steps), threat)
     return x_adv.detach()

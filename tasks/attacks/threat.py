@@ -3,11 +3,12 @@
 import hashlib
 import math
 from fractions import Fraction
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1", "l0", "l0-pixels", "unbounded"]
+NAMES: dict[Norm, str] = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0", "l0-pixels": "L0 in pixels"}
 
 
 def _as_written_in_papers(value: object) -> object:
@@ -22,40 +23,72 @@ def _as_written_in_papers(value: object) -> object:
 Radius = Annotated[
     float,
     BeforeValidator(_as_written_in_papers, json_schema_input_type=float | str),
-    Field(gt=0, allow_inf_nan=False, description="in the units of the input: 0.03 or '8/255'"),
+    Field(gt=0, allow_inf_nan=False, description="in the units of the input: 0.03 or '8/255'; l0: how many"),
 ]
 
 
 class ThreatModel(BaseModel, frozen=True, extra="forbid"):
     """The changes that an attacker may make to an input: any within eps in the norm, inside the bounds.
 
-    Madry et al., 2018, section 2, https://arxiv.org/abs/1706.06083.
+    Madry et al., 2018, section 2, https://arxiv.org/abs/1706.06083. `unbounded` is a control, not a threat: every
+    valid input is in reach, so an attack that fails there is broken.
     """
 
-    norm: Norm = Field("linf", description="linf: every feature by eps; l2: Euclidean length eps")
+    norm: Norm = Field(
+        "linf",
+        description="linf: every feature by eps; l2: Euclidean length; l1: sum of changes; l0: number of features; "
+        "l0-pixels: number of pixels, all channels of one counting once; unbounded: anything, needs no eps",
+    )
     eps: Radius
     bounds: tuple[float, float] = Field((0.0, 1.0), description="smallest and largest value an input may hold")
+    scale: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = Field(
+        None, description="one number per feature: changes are measured in it, so linf allows eps * scale"
+    )
+    mask: tuple[bool, ...] | None = Field(None, description="one flag per feature: true where it may be changed")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _everything_is_in_reach(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("norm") == "unbounded" and "eps" not in values:
+            low, high = values.get("bounds", (0.0, 1.0))
+            return values | {"eps": high - low}
+        return values
 
     @model_validator(mode="after")
     def _leaves_some_inputs_out_of_reach(self) -> Self:
         low, high = self.bounds
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"bounds={self.bounds} are empty. Write the smallest value first, e.g. [0, 1].")
-        if self.norm == "linf" and self.eps >= high - low:
+        if self.norm == "linf" and self.scale is None and self.eps >= high - low:
             raise ValueError(
                 f"eps={self.eps:g} spans the whole input range {low:g}..{high:g}, so any input could become "
-                f"any other. For 8-bit images scaled to 0..1 write eps='{self.eps:g}/255'."
+                f"any other. For 8-bit images scaled to 0..1 write eps='{self.eps:g}/255'; for that very control "
+                "write norm='unbounded'."
             )
         if self.norm == "l2" and self.bounds == (0.0, 1.0) and self.eps > 100:
             raise ValueError(
                 f"eps={self.eps:g} in L2 is larger than most images. For 8-bit units write eps='{self.eps:g}/255'."
             )
+        if self.norm.startswith("l0") and (self.eps < 1 or self.eps != int(self.eps)):
+            raise ValueError(f"eps={self.eps:g} in L0 is a number of changes. Write a whole number, 1 or more.")
+        if self.mask is not None and not any(self.mask):
+            raise ValueError("mask lets the attacker change nothing. Write true for one feature at least.")
+        if self.mask and self.scale and len(self.mask) != len(self.scale):
+            raise ValueError(f"mask has {len(self.mask)} features, scale {len(self.scale)}. Give both one per feature.")
         return self
+
+    @property
+    def features(self) -> int | None:
+        """How many features scale or mask describe; None if neither is given."""
+        return next((len(part) for part in (self.scale, self.mask) if part is not None), None)
 
     @property
     def name(self) -> str:
         """A metric key's part, e.g. linf_0.031 (https://mlflow.org/docs allows letters, digits, _ - . : /)."""
-        return f"{self.norm}_{self.eps:.4g}"
+        if self.norm == "unbounded":
+            return "unbounded"
+        special = f"_{self.digest[:6]}" if self.features else ""
+        return f"{self.norm}_{self.eps:.4g}{special}"
 
     @property
     def digest(self) -> str:
@@ -63,4 +96,7 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        return f"{'L-inf' if self.norm == 'linf' else 'L2'} {self.eps:.4g}"
+        if self.norm == "unbounded":
+            return "no bound"
+        parts = [what for what, given in (("scaled", self.scale), ("masked", self.mask)) if given]
+        return f"{NAMES[self.norm]} {self.eps:.4g}" + (f" ({', '.join(parts)})" if parts else "")

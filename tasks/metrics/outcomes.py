@@ -1,23 +1,22 @@
 """measure(): attack a model and say, sample by sample, what came of it. Needs neither Prefect nor MLflow."""
 
-import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
-from tasks.attacks.geometry import distance
+from tasks.attacks.search import Search
 from tasks.errors import ModelRejected, WrongInput
+from tasks.metrics.engine import Engine, Tally, generator
 from tasks.metrics.isolation import Meter, untouched
 
-BLOCK = 256  # samples that share a seed: a block's result depends on nothing outside it
-SLACK = 1e-5  # of the radius and of the box: what rounding to float32 may add
+BLOCK = 512  # samples of a cell: its result depends on nothing outside it
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Outcomes:
     fooled: Tensor  # bool [N]: wrong from the start, or fooled by some attack
     x_adv: Tensor  # [N, ...]: the input that fooled, or x where nothing did
     prediction: Tensor  # int64 [N]: the class of x_adv
+    nearest: Tensor  # [N, ...]: the input of smallest margin that was met; x_adv where something fooled
+    margin: Tensor  # float [N]: that margin, the lead of the true class's logit
     attacks: tuple[AttackOutcome, ...]
     forward_samples: int
     backward_samples: int
@@ -82,25 +83,25 @@ def measure(
     """
     suite = as_suite(suite)
     x, y = _checked(model, x, y, threat)
+    suite.under(threat)
     started = time.perf_counter()
     with untouched(model) as meter, _bar(progress) as bar:
-        clean, problems = _clean_predictions(meter, x, y)
-        state = _State(x=x, y=y, fooled=clean != y, x_adv=x.clone(), prediction=clean)
-        clean_correct = ~state.fooled
-        rows = []
-        for config in suite.attacks:
-            rows.append(_run(config, meter, state, threat, seed, bar))
-    for row in rows:
-        if row.error:
-            problems.append(f"{row.name}: {row.error}")
+        clean, problems = _clean_logits(meter, x, y)
+        cells = [
+            _cell(meter, suite, threat, x[at : at + BLOCK], y[at : at + BLOCK], clean[at : at + BLOCK], seed, at // BLOCK)
+            for at in bar.track(range(0, len(x), BLOCK), description=f"{suite.name}, {threat}")
+        ]
+    rows = [_joined(list(tallies)) for tallies in zip(*(cell.tallies for cell in cells), strict=True)]
+    problems += [f"{row.name}: {row.error}" for row in rows if row.error]
+    whole = {
+        name: torch.cat([getattr(cell, name) for cell in cells]).cpu()
+        for name in ("clean_correct", "fooled", "x_adv", "prediction", "nearest", "margin")
+    }
     return Outcomes(
         threat=threat,
         suite=suite,
         seed=seed,
-        clean_correct=clean_correct.cpu(),
-        fooled=state.fooled.cpu(),
-        x_adv=state.x_adv.cpu(),
-        prediction=state.prediction.cpu(),
+        **whole,
         attacks=tuple(rows),
         forward_samples=meter.forward_samples,
         backward_samples=meter.backward_samples,
@@ -109,67 +110,51 @@ def measure(
     )
 
 
-@dataclass
-class _State:
-    x: Tensor
-    y: Tensor
+@dataclass(frozen=True)
+class _Cell:
+    """What the suite found on the samples of one cell."""
+
+    clean_correct: Tensor
     fooled: Tensor
     x_adv: Tensor
     prediction: Tensor
+    nearest: Tensor
+    margin: Tensor
+    tallies: list[Tally]
 
 
-def _run(
-    config: AttackConfig, meter: Meter, state: _State, threat: ThreatModel, seed: int, bar: Progress
-) -> AttackOutcome:
-    """One attack on every sample that still stands, block by block."""
-    attack = config.function()
-    tried = ~state.fooled
-    row = AttackOutcome(name=config.name, tried=tried.cpu(), fooled=torch.zeros_like(tried).cpu())
-    forward, backward, started = meter.forward_samples, meter.backward_samples, time.perf_counter()
-    error, before = None, state.fooled.clone()
-    for block, rows in bar.track(list(_blocks(tried)), description=config.name):
-        rng = _generator(state.x.device, seed, config.name, threat.digest, block)
-        x, y = state.x[rows], state.y[rows]
-        try:
-            x_adv = attack(meter, x.clone(), y.clone(), threat=threat, rng=rng)
-            error = _violation(x, x_adv, threat)
-        except Exception as failure:  # a user's attack may raise anything; the number is void, the run goes on
-            error = f"raised {type(failure).__name__}: {failure}"
-        if error is None:
-            x_adv = x_adv.detach().to(x)
-            logits = _logits(meter, x_adv)
-            error = None if logits.isfinite().all() else "met logits that are not finite"
-        if error is not None:
-            break
-        prediction = logits.argmax(1)
-        hit = prediction != y
-        state.fooled[rows], state.prediction[rows] = hit, torch.where(hit, prediction, y)
-        state.x_adv[rows[hit]] = x_adv[hit].to(state.x_adv)
-    return replace(
-        row,
-        fooled=(state.fooled & ~before).cpu(),
-        forward_samples=meter.forward_samples - forward,
-        backward_samples=meter.backward_samples - backward,
-        seconds=time.perf_counter() - started,
-        error=error,
+def _cell(
+    meter: Meter, suite: Suite, threat: ThreatModel, x: Tensor, y: Tensor, clean: Tensor, seed: int, number: int
+) -> _Cell:
+    search = Search(meter, x, y, threat=threat, rng=generator(x.device, seed, number))
+    everyone = torch.arange(len(x), device=x.device)
+    search.see(everyone, x, clean)
+    prediction = clean.argmax(1)
+    correct = prediction == y
+    search.fooled = ~correct
+    tallies = Engine(search, suite, meter, seed=seed, cell=number).run()
+    hit = (search.fooled & correct).nonzero().flatten()
+    x_adv, fooled = x.clone(), ~correct
+    if len(hit):
+        judged = _logits(meter, search.nearest[hit]).argmax(1)
+        hit, judged = hit[judged != y[hit]], judged[judged != y[hit]]
+        x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], judged, True
+    for tally in tallies:
+        tally.fooled &= fooled
+    return _Cell(correct, fooled, x_adv, prediction, search.nearest, search.margin, tallies)
+
+
+def _joined(parts: list[Tally]) -> AttackOutcome:
+    """One attack's tallies over all cells."""
+    return AttackOutcome(
+        name=parts[0].config.name,
+        tried=torch.cat([p.tried for p in parts]).cpu(),
+        fooled=torch.cat([p.fooled for p in parts]).cpu(),
+        forward_samples=sum(p.forward_samples for p in parts),
+        backward_samples=sum(p.backward_samples for p in parts),
+        seconds=sum(p.seconds for p in parts),
+        error=next((p.error for p in parts if p.error), None),
     )
-
-
-def _violation(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> str | None:
-    """What is wrong with x_adv: shape, values, box or budget."""
-    if x_adv.shape != x.shape:
-        return f"returned shape {list(x_adv.shape)} for {list(x.shape)}"
-    x_adv = x_adv.detach().to(x)
-    if not x_adv.isfinite().all():
-        return "returned values that are not finite"
-    low, high = threat.bounds
-    slack = SLACK * (high - low)
-    if x_adv.amin() < low - slack or x_adv.amax() > high + slack:
-        return f"left the box {low:g}..{high:g}: returned {x_adv.amin():.4g}..{x_adv.amax():.4g}"
-    moved = distance(x, x_adv, threat).amax().item()
-    if moved > threat.eps + SLACK * max(threat.eps, high - low):
-        return f"left the ball: moved {moved:.6g}, eps is {threat.eps:g}"
-    return None
 
 
 @torch.no_grad()
@@ -177,7 +162,7 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([model(part) for part in x.split(BLOCK)])
 
 
-def _clean_predictions(meter: Meter, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
+def _clean_logits(meter: Meter, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
     logits = _logits(meter, x)
     if logits.ndim != 2:
         raise ModelRejected(
@@ -189,7 +174,7 @@ def _clean_predictions(meter: Meter, x: Tensor, y: Tensor) -> tuple[Tensor, list
             f"as there are classes; for a single output per sample return torch.cat([-z, z], dim=1)."
         )
     bad = int((~logits.isfinite()).any(1).sum())
-    return logits.argmax(1), [f"clean: {bad} samples have logits that are not finite"] if bad else []
+    return logits, [f"clean: {bad} samples have logits that are not finite"] if bad else []
 
 
 def _checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
@@ -201,6 +186,11 @@ def _checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tup
     if not x.isfinite().all():
         rows = (~x.flatten(1).isfinite()).any(1).nonzero().flatten()[:5].tolist()
         raise WrongInput(f"x holds values that are not finite, first in rows {rows}.")
+    if threat.features is not None and threat.features != x[0].numel():
+        raise WrongInput(
+            f"the threat model's mask or scale has {threat.features} entries, a sample {x[0].numel()} features. "
+            "Give one per feature, in the order of x.flatten(1)."
+        )
     low, high = threat.bounds
     if x.amin() < low or x.amax() > high:
         raise WrongInput(
@@ -213,19 +203,6 @@ def _checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tup
     if parameter is not None:
         return x.detach().to(parameter.device, parameter.dtype), y.to(parameter.device, torch.long)
     return x.detach(), y.long()
-
-
-def _blocks(tried: Tensor) -> Iterator[tuple[int, Tensor]]:
-    for start in range(0, len(tried), BLOCK):
-        rows = tried[start : start + BLOCK].nonzero().flatten() + start
-        if len(rows):
-            yield start // BLOCK, rows
-
-
-def _generator(device: torch.device, *key: object) -> Generator:
-    """A generator whose seed follows from the key alone."""
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-    return Generator(device=device).manual_seed(seed)
 
 
 def _bar(wanted: bool) -> Progress:

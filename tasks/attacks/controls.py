@@ -1,0 +1,62 @@
+"""Attacks that learn nothing from the model under test: random noise, and examples made on another model."""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tasks.attacks.geometry import ascend, limits, moved, per_sample, sample
+from tasks.attacks.search import margins
+from tasks.attacks.threat import ThreatModel
+from tasks.errors import WrongInput
+from tasks.lookup import imported
+
+
+@torch.no_grad()
+def noise(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Generator, draws: int = 20) -> Tensor:
+    """Random points of the ball, the one of smallest margin: x [B, ...], y [B] -> x_adv [B, ...].
+
+    A control: where it fools what gradients cannot, the gradients lie (Athalye et al., 2018,
+    https://arxiv.org/abs/1802.00420).
+    """
+    best, least = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
+    for _ in range(draws):
+        x_adv = moved(x, sample(x, threat, rng), threat)
+        margin = margins(model(x_adv).float(), y)
+        better = margin < least
+        least = torch.where(better, margin, least)
+        best = torch.where(per_sample(better, like=x), x_adv, best)
+    return best
+
+
+def transfer(
+    model: nn.Module,  # noqa: ARG001
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    rng: Generator,
+    surrogate: "str | nn.Module" = "",
+    steps: int = 40,
+) -> Tensor:
+    """What lowers the margin of a surrogate the most: x [B, ...], y [B] -> x_adv [B, ...].
+
+    Papernot et al., 2017, https://arxiv.org/abs/1602.02697. The surrogate is a module, or 'package.module:function'
+    for a function that returns one with its weights. The model under test is asked nothing.
+    """
+    other = surrogate if isinstance(surrogate, nn.Module) else _load(surrogate)
+    other = other.to(x.device).eval()
+    within, x_adv = limits(x, threat), moved(x, sample(x, threat, rng), threat)
+    for i in range(steps):
+        leaf = x_adv.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(margins(other(leaf).float(), y).sum(), leaf)
+        share = 0.05 ** (i / max(steps - 1, 1))
+        x_adv = moved(x, ascend(x_adv - x, -grad, threat, within, share), threat)
+    return x_adv.detach()
+
+
+def _load(name: str) -> nn.Module:
+    if ":" not in name:
+        raise WrongInput(f"surrogate={name!r} names no model. Write 'package.module:function' that returns one.")
+    loaded = imported("surrogate", name)()  # type: ignore[operator,var-annotated]
+    if not isinstance(loaded, nn.Module):
+        raise WrongInput(f"surrogate {name!r} returned {type(loaded).__name__}, not a torch.nn.Module.")
+    return loaded

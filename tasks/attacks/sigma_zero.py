@@ -1,0 +1,53 @@
+"""sigma-zero: the fewest features that change the class."""
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+
+from tasks.attacks.geometry import distance, inside, limits, moved, per_sample
+from tasks.attacks.search import margins
+from tasks.attacks.threat import ThreatModel
+
+
+def sigma_zero(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    rng: Generator,  # noqa: ARG001
+    steps: int = 100,
+    sigma: float = 1e-3,
+    threshold: float = 0.3,
+    lr: float = 1.0,
+) -> Tensor:
+    """Cina et al., 2025, https://arxiv.org/abs/2402.01879: x [B, ...], y [B] -> x_adv [B, ...].
+
+    Descends on the margin plus a smooth count of the changed features, with gradients scaled to 1 in L-inf, and sets
+    changes below a threshold that adapts to zero. Draws nothing from rng. Returns the sparsest input that fools,
+    brought into the ball.
+    """
+    low, high = limits(x, threat.model_copy(update={"norm": "unbounded"}))
+    delta, cut = torch.zeros_like(x), torch.full((len(x),), threshold, dtype=x.dtype, device=x.device)
+    best, fewest = x.clone(), torch.full_like(cut, float("inf"))
+    features = x[0].numel()
+    for i in range(steps):
+        rate = lr * (1 + math.cos(math.pi * i / steps)) / 2
+        leaf = delta.detach().requires_grad_()
+        x_adv = moved(x, leaf, threat)
+        margin = margins(model(x_adv), y)
+        smooth = (leaf.square() / (leaf.square() + sigma)).flatten(1).sum(1) / features
+        (grad,) = torch.autograd.grad((margin.clamp_min(0) + smooth).sum(), leaf)
+        wrong = margin.detach() < 0
+        count = distance(x, x_adv.detach(), threat)
+        better = wrong & (count < fewest)
+        fewest = torch.where(better, count, fewest)
+        best = torch.where(per_sample(better, like=x), x_adv.detach(), best)
+        grad = grad / per_sample(grad.flatten(1).abs().amax(1).clamp_min(1e-12), like=grad)
+        delta = (delta - rate * grad).clamp(low, high)
+        cut = (cut + torch.where(wrong, 0.01 * rate, -0.01 * rate)).clamp(0, 1)
+        delta = delta.masked_fill(delta.abs() < per_sample(cut, like=delta), 0.0)
+    found = fewest <= threat.eps
+    last = torch.where(per_sample(fewest.isfinite(), like=x), best, moved(x, delta, threat))
+    return torch.where(per_sample(found, like=x), best, inside(x, last, threat)).detach()
