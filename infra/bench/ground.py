@@ -29,7 +29,7 @@ from tasks.home import folder
 from tasks.models import TrainingConfig, fit
 from tasks.models.networks import digits_cnn, mlp, mnist_cnn
 
-LINF, L2 = partial(ThreatModel, norm="linf"), partial(ThreatModel, norm="l2")
+LINF, L2, L1 = (partial(ThreatModel, norm=norm) for norm in ("linf", "l2", "l1"))
 Pair = tuple[Tensor, Tensor]
 
 

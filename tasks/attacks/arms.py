@@ -4,6 +4,7 @@ An arm is (search, rows, *, parameters) -> None, rows [R] being the samples to t
 like any other; within a suite they share what they learnt.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -11,11 +12,17 @@ from torch import Tensor
 
 from tasks.attacks.geometry import ascend, farthest, per_sample, sample, to_hyperplane
 from tasks.attacks.search import ANY, At, Move, Search, margins, run_rows
+from tasks.attacks.threat import Norm
+from tasks.errors import WrongInput
 
 FIRST, LAST = 1.0, 0.05  # of eps: the first and the last step's size
 BIAS = 0.1  # FAB: how far a step may be pulled back towards the original (alpha_max in the paper)
 OVERSHOOT = 1.05  # FAB: how far a step goes beyond the hyperplane (eta)
-STARTS = (("noise", 1), ("blocks", 0), ("nearest", 1), ("noise", 2), ("stripes", 0))  # and which class: 0 is any
+WIDE: dict[Norm, tuple[float, ...]] = {  # the ball in which a sample's restarts begin, in eps and in turn
+    "l2": (2.0, 1.5),
+    "l1": (3.0, 2.0),
+}
+STARTS = ("nearest", "toward", "blocks", "stripes", "noise")
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
 
 
@@ -29,56 +36,69 @@ def margin(search: Search, rows: Tensor, *, steps: int = 8) -> None:
     run_rows(search, rows, torch.full_like(rows, ANY), start, _climb(search, steps), steps=steps)
 
 
-def classes(search: Search, rows: Tensor, *, steps: int = 10, chunk: int = 0) -> None:
+def classes(search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pairs: float = 0.0) -> None:
     """Aim from the clean input at every other class.
 
-    With chunk > 0 each visit tries only so many pairs of sample and class: the most promising of those that are left,
-    whose margin is small on the clean input and at the nearest point taken together.
+    With pairs > 0 each visit tries only so many pairs of sample and class per sample: the most promising of those
+    that are left, whose margin is small on the clean input and at the nearest point taken together. With cut > 0
+    only the better third of them goes on after so many steps.
     """
-    seen = _known_logits(search, rows)
-    pairs, targets = _pairs(search, rows, 0)
-    left = (~search.aimed[pairs, targets]).nonzero().flatten()
-    pairs, targets = pairs[left], targets[left]
-    promise = margins(seen[pairs], search.y[pairs], targets) + margins(search.clean[pairs], search.y[pairs], targets)
-    best = promise.argsort(stable=True)[: chunk or None]
-    pairs, targets = pairs[best], targets[best]
-    search.aimed[pairs, targets] = True
-    run_rows(search, pairs, targets, torch.zeros_like(search.x[pairs]), _climb(search, steps), steps=steps)
+    samples, targets = _pairs(search, rows, 0)
+    left = (~search.aimed[samples, targets]).nonzero().flatten()
+    samples, targets = samples[left], targets[left]
+    promise = sum(margins(logits[samples], search.y[samples], targets) for logits in (search.logits, search.clean))
+    assert isinstance(promise, Tensor)
+    best = promise.argsort(stable=True)[: math.ceil(pairs * len(rows)) or None]
+    samples, targets = samples[best], targets[best]
+    search.aimed[samples, targets] = True
+    start = torch.zeros_like(search.x[samples])
+    run_rows(search, samples, targets, start, _climb(search, steps), steps=steps, cut=cut or None)
 
 
-def restarts(search: Search, rows: Tensor, *, steps: int = 24) -> None:
-    """Start again elsewhere: from noise, from blocks or stripes at the edge of the ball, from the nearest point.
+def restarts(search: Search, rows: Tensor, *, starts: str = "toward nearest blocks noise", steps: int = 20) -> None:
+    """Start again elsewhere, and go down the margin's slope: one row for each sample and each of the starts.
 
-    Visits take turns among the starts, and between aiming at a likely class and at whichever is nearest. In L2 and L1
-    the ball is larger at first and shrinks to eps: there the way to the boundary leads around the corners of the box.
+    `nearest` goes on from the point of smallest margin, `toward` starts at the edge of the ball on the way to another
+    sample that the model calls by the target's name, `blocks`, `stripes` and `noise` start at random patterns. A
+    sample's tries take turns among its classes. In L2 and L1 the ball is larger at first and shrinks to eps: there
+    the way to the boundary leads around the corners of the box.
     """
-    start, rank = STARTS[_visit(search, "restarts") % len(STARTS)]
-    target, within = torch.full_like(rows, ANY), search.within(rows)
-    if rank:
-        _known_logits(search, rows)
-        ranked = _ranked(search, rows)
-        target = ranked[:, min(rank, ranked.shape[1]) - 1]
+    wide = WIDE.get(search.threat.norm)
+    turn = int(search.tried("restarts", rows).amin())
+    begun = [_start(search, rows, start) for start in starts.split()]
+    targets, deltas = (torch.cat(parts) for parts in zip(*begun, strict=True))
+    several, move = rows.repeat(len(begun)), _climb(search, steps, wide=wide[turn % len(wide)] if wide else 1.0)
+    run_rows(search, several, targets, deltas, move, steps=steps, inside=wide is None)
+
+
+def _start(search: Search, rows: Tensor, start: str) -> tuple[Tensor, Tensor]:
+    """A target [R] and a perturbation [R, ...] for each sample. Raises WrongInput for an unknown start."""
+    if start not in STARTS:
+        raise WrongInput(f"starts={start!r} is none of {', '.join(STARTS)}. Write e.g. 'toward nearest'.")
+    before, within = search.tried(f"restarts/{start}", rows), search.within(rows)
+    ranked = _ranked(search, rows)
+    named = ranked.gather(1, (before % ranked.shape[1]).unsqueeze(1)).squeeze(1)
+    any_or_named = torch.where(before % 2 == 0, torch.full_like(rows, ANY), named)
     if start == "noise":
-        delta = sample(search.x[rows], search.threat, search.rng)
-    elif start == "nearest":
-        delta = search.nearest[rows] - search.x[rows]
-    else:
-        delta = farthest(pattern(search, rows, stripes=start == "stripes"), search.threat, within)
-    wide = 1.5 if search.threat.norm in ("l2", "l1") else 1.0
-    run_rows(search, rows, target, delta, _climb(search, steps, wide=wide), steps=steps, inside=wide == 1.0)
+        return any_or_named, sample(search.x[rows], search.threat, search.rng)
+    if start == "nearest":
+        return any_or_named, search.nearest[rows] - search.x[rows]
+    if start == "toward":
+        way = _toward(search, rows, named, before // ranked.shape[1])
+        return torch.where(before == 0, torch.full_like(rows, ANY), named), farthest(way, search.threat, within)
+    return any_or_named, farthest(pattern(search, rows, stripes=start == "stripes"), search.threat, within)
 
 
 def fab(search: Search, rows: Tensor, *, steps: int = 30, count: int = 3) -> None:
     """Walk to the decision boundary of the likeliest classes with the smallest perturbation, and stop within eps.
 
     Fast Adaptive Boundary, Croce and Hein, 2020, https://arxiv.org/abs/1907.02044. The projections respect the box.
-    The first visit starts at the clean input, later ones at random ones.
+    A sample's first try starts at the sample itself, later ones at random points.
     """
-    visit = _visit(search, "fab")
+    before = search.tried("fab", rows)
     samples, targets = _pairs(search, rows, count)
-    start = torch.zeros_like(search.x[samples])
-    if visit:
-        start = farthest(pattern(search, samples), search.threat, search.within(samples)) / 2
+    start = farthest(pattern(search, samples), search.threat, search.within(samples)) / 2
+    start = start * per_sample((before > 0).repeat(len(samples) // len(rows)), like=start)
     run_rows(search, samples, targets, start, partial(_boundary, search), steps=steps, inside=False)
 
 
@@ -91,23 +111,30 @@ def pattern(search: Search, samples: Tensor, *, stripes: bool = False) -> Tensor
         return coarse.repeat_interleave(width, 1)[:, : shape[0]]
     size = 1 if stripes else int(torch.randint(1, max(shape[-1] // 4, 2) + 1, (), generator=rng, device=x.device))
     rows, columns = (1 if stripes else -(-shape[-2] // size)), -(-shape[-1] // size)
-    coarse = torch.randn(
-        (len(samples), *shape[:-2], rows, columns), generator=rng, device=x.device, dtype=x.dtype
-    )
+    coarse = torch.randn((len(samples), *shape[:-2], rows, columns), generator=rng, device=x.device, dtype=x.dtype)
     tall = shape[-2] if stripes else size
     return coarse.repeat_interleave(tall, -2).repeat_interleave(size, -1)[..., : shape[-2], : shape[-1]].contiguous()
 
 
-def _climb(search: Search, steps: int, *, first: float = FIRST, wide: float = 1.0) -> Move:
+def _toward(search: Search, rows: Tensor, target: Tensor, nth: Tensor) -> Tensor:
+    """The way to the nth nearest other sample that the model takes for the target; random blocks where none is."""
+    away = torch.cdist(search.x[rows].flatten(1).float(), search.x.flatten(1).float())
+    away = away.masked_fill(search.clean.argmax(1) != target.unsqueeze(1), float("inf"))
+    nth = nth.clamp_max(len(search.x) - 1).unsqueeze(1)
+    gap, other = (part.gather(1, nth).squeeze(1) for part in away.sort(dim=1, stable=True))
+    way = search.x[other] - search.x[rows]
+    return torch.where(per_sample(gap.isfinite(), like=way), way, pattern(search, rows))
+
+
+def _climb(search: Search, steps: int, *, wide: float = 1.0) -> Move:
     """Down the margin's slope; the ball starts `wide` times as large and has shrunk to eps after half of the steps."""
-    i = torch.arange(steps, dtype=torch.float32, device=search.x.device)
-    shares = first * (LAST / first) ** (i / max(steps - 1, 1))
+    i = torch.arange(steps, dtype=search.x.dtype, device=search.x.device)
+    shares = FIRST * (LAST / FIRST) ** (i / max(steps - 1, 1))
     radii = search.threat.eps * (1 + (wide - 1) * (1 - i / max(steps / 2, 1)).clamp_min(0))
 
     def move(at: At) -> Tensor:
-        eps = float(radii[at.step].amin())
-        threat = search.threat if eps == search.threat.eps else search.threat.model_copy(update={"eps": eps})
-        return ascend(at.delta, -at.grad, threat, search.within(at.rows), shares[at.step])
+        eps = per_sample(radii[at.step], like=at.delta) if wide > 1 else None
+        return ascend(at.delta, -at.grad, search.threat, search.within(at.rows), shares[at.step], eps)
 
     return move
 
@@ -128,26 +155,12 @@ def _boundary(search: Search, at: At) -> Tensor:
 
 def _ranked(search: Search, samples: Tensor) -> Tensor:
     """The other classes, likeliest first: [R, C - 1]."""
-    assert search.logits is not None
     others = search.logits[samples].scatter(1, search.y[samples].unsqueeze(1), float("-inf"))
     return others.argsort(1, descending=True)[:, :-1]
 
 
 def _pairs(search: Search, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Every (sample, other class), or the likeliest `count` of each sample; a sample's likeliest class first."""
-    _known_logits(search, rows)
     ranked = _ranked(search, rows)
     ranked = ranked[:, :count] if count else ranked
     return rows.repeat(ranked.shape[1]), ranked.T.flatten()
-
-
-def _known_logits(search: Search, rows: Tensor) -> Tensor:
-    if search.logits is None:
-        search.look(rows, search.x[rows])
-    assert search.logits is not None
-    return search.logits
-
-
-def _visit(search: Search, arm: str) -> int:
-    search.visits[arm] = search.visits.get(arm, -1) + 1
-    return search.visits[arm]

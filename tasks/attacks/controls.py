@@ -1,5 +1,8 @@
 """Attacks that learn nothing from the model under test: random noise, and examples made on another model."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -28,22 +31,22 @@ def noise(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: G
 
 
 def transfer(
-    model: nn.Module,  # noqa: ARG001
+    model: nn.Module,
     x: Tensor,
     y: Tensor,
     *,
     threat: ThreatModel,
     rng: Generator,
-    surrogate: "str | nn.Module" = "",
+    surrogate: str | nn.Module | None = None,
     steps: int = 40,
 ) -> Tensor:
     """What lowers the margin of a surrogate the most: x [B, ...], y [B] -> x_adv [B, ...].
 
     Papernot et al., 2017, https://arxiv.org/abs/1602.02697. The surrogate is a module, or 'package.module:function'
-    for a function that returns one with its weights. The model under test is asked nothing.
+    for a function that returns one with its weights; the model under test is then asked nothing. Without a surrogate
+    the model stands in for itself. Raises WrongInput for a surrogate that is no model.
     """
-    other = surrogate if isinstance(surrogate, nn.Module) else _load(surrogate)
-    other = other.to(x.device).eval()
+    other = model if surrogate is None else _load(surrogate).to(x.device)
     within, x_adv = limits(x, threat), moved(x, sample(x, threat, rng), threat)
     for i in range(steps):
         leaf = x_adv.detach().requires_grad_()
@@ -53,10 +56,13 @@ def transfer(
     return x_adv.detach()
 
 
-def _load(name: str) -> nn.Module:
-    if ":" not in name:
-        raise WrongInput(f"surrogate={name!r} names no model. Write 'package.module:function' that returns one.")
-    loaded = imported("surrogate", name)()  # type: ignore[operator,var-annotated]
+def _load(surrogate: str | nn.Module) -> nn.Module:
+    if isinstance(surrogate, nn.Module):
+        return copy.deepcopy(surrogate).eval()
+    if ":" not in surrogate:
+        raise WrongInput(f"surrogate={surrogate!r} names no model. Write 'package.module:function' that returns one.")
+    build: Callable[[], object] = imported("surrogate", surrogate)
+    loaded = build()
     if not isinstance(loaded, nn.Module):
-        raise WrongInput(f"surrogate {name!r} returned {type(loaded).__name__}, not a torch.nn.Module.")
-    return loaded
+        raise WrongInput(f"surrogate {surrogate!r} returned {type(loaded).__name__}, not a torch.nn.Module.")
+    return loaded.eval()

@@ -14,6 +14,7 @@ ROUNDS = 10  # of filling: each one fixes the features that met their limit; mor
 HALVINGS = 30  # of an interval: to float32's precision
 
 Limits = tuple[Tensor, Tensor]
+Radius = float | Tensor  # one for all, or one for each sample: [B, 1, ...]
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -54,30 +55,33 @@ def limits(x: Tensor, threat: ThreatModel) -> Limits:
     return low, high
 
 
-def project(delta: Tensor, threat: ThreatModel, within: Limits) -> Tensor:
-    """The nearest perturbation, in the threat's scale, inside ball and limits."""
-    eps = threat.eps
+def project(delta: Tensor, threat: ThreatModel, within: Limits, eps: Radius | None = None) -> Tensor:
+    """The nearest perturbation, in the threat's scale, inside ball and limits. eps: the ball's, if not the threat's.
+
+    In L-inf and L0 the radius cannot be set apart: there it is part of the limits, or a number of features.
+    """
+    eps = threat.eps if eps is None else eps
     low, high = within
     if threat.norm in ("linf", "unbounded"):
         return delta.clamp(low, high)
     if threat.scale:
         scale, plain = _scale(threat, delta), threat.model_copy(update={"scale": None})
-        return scale * project(delta / scale, plain, (low / scale, high / scale))
+        return scale * project(delta / scale, plain, (low / scale, high / scale), eps)
     if threat.norm == "l2":
         return _fill(delta, within, eps, largest=1.0)
     if threat.norm == "l1":
         return _shrink(delta, within, eps)
     clipped = delta.clamp(low, high)
-    return clipped * _strongest(clipped.square(), threat, eps)
+    return clipped * _strongest(clipped.square(), threat)
 
 
-def farthest(slope: Tensor, threat: ThreatModel, within: Limits) -> Tensor:
+def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | None = None) -> Tensor:
     """The perturbation inside ball and limits along which a linear function with this slope grows the most."""
-    eps = threat.eps
+    eps = threat.eps if eps is None else eps
     low, high = within
     if threat.scale and threat.norm not in ("linf", "unbounded"):
         scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
-        return scale * farthest(slope * scale, plain, (low / scale, high / scale))
+        return scale * farthest(slope * scale, plain, (low / scale, high / scale), eps)
     corner = torch.where(slope > 0, high, torch.where(slope < 0, low, torch.zeros_like(low)))
     if threat.norm in ("linf", "unbounded"):
         return corner
@@ -87,10 +91,11 @@ def farthest(slope: Tensor, threat: ThreatModel, within: Limits) -> Tensor:
     if threat.norm == "l1":
         order = gain.flatten(1).argsort(1, descending=True)
         ordered = room.flatten(1).gather(1, order)
-        spent = torch.minimum((eps - (ordered.cumsum(1) - ordered)).clamp_min(0), ordered)
+        budget = eps.flatten(1) if isinstance(eps, Tensor) else eps
+        spent = torch.minimum((budget - (ordered.cumsum(1) - ordered)).clamp_min(0), ordered)
         amount = torch.zeros_like(ordered).scatter(1, order, spent).view_as(slope)
         return amount * corner.sign()
-    return corner * _strongest(gain * room, threat, eps)
+    return corner * _strongest(gain * room, threat)
 
 
 def uphill(grad: Tensor, threat: ThreatModel, delta: Tensor | None = None, within: Limits | None = None) -> Tensor:
@@ -106,7 +111,14 @@ def uphill(grad: Tensor, threat: ThreatModel, delta: Tensor | None = None, withi
     return step * _scale(threat, grad) if threat.scale else step
 
 
-def ascend(delta: Tensor, grad: Tensor, threat: ThreatModel, within: Limits, share: Tensor | float) -> Tensor:
+def ascend(
+    delta: Tensor,
+    grad: Tensor,
+    threat: ThreatModel,
+    within: Limits,
+    share: Tensor | float,
+    eps: Radius | None = None,
+) -> Tensor:
     """Delta after one step of `share` (a number, or [B]) of the radius up the slope, inside ball and limits.
 
     L-inf and L2 step along `uphill` and project. L1 and L0, whose best steps are sparse, go that share of the way to
@@ -114,9 +126,10 @@ def ascend(delta: Tensor, grad: Tensor, threat: ThreatModel, within: Limits, sha
     """
     share = per_sample(share.to(delta), like=delta) if isinstance(share, Tensor) else share
     if threat.norm in ("linf", "unbounded", "l2"):
-        return project(delta + share * threat.eps * uphill(grad, threat, delta, within), threat, within)
-    stepped = delta + torch.as_tensor(share).clamp_max(1.0) * (farthest(grad, threat, within) - delta)
-    return project(stepped, threat, within)
+        length = share * (threat.eps if eps is None else eps)
+        return project(delta + length * uphill(grad, threat, delta, within), threat, within, eps)
+    stepped = delta + torch.as_tensor(share).clamp_max(1.0) * (farthest(grad, threat, within, eps) - delta)
+    return project(stepped, threat, within, eps)
 
 
 def inside(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
@@ -172,12 +185,14 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
     return torch.zeros_like(spent).scatter(1, order, spent).view_as(slope) * corner.sign()
 
 
-def _fill(direction: Tensor, within: Limits, eps: float, *, largest: float) -> Tensor:
+def _fill(direction: Tensor, within: Limits, eps: Radius, *, largest: float) -> Tensor:
     """clip(t * direction) of Euclidean length eps, or with t = largest where that is shorter."""
     low, high = within
     corner = torch.where(direction > 0, high, low)
     free = direction != 0
-    result = direction.clamp(low, high) if largest == 1.0 else torch.where(free, corner, torch.zeros_like(corner))
+    result: Tensor = (
+        direction.clamp(low, high) if largest == 1.0 else torch.where(free, corner, torch.zeros_like(corner))
+    )
     for _ in range(ROUNDS):
         left = (eps**2 - total(corner.square().masked_fill(free | (direction == 0), 0.0))).clamp_min(0)
         t = (left / total(direction.square() * free).clamp_min(TINY)).sqrt().clamp_max(largest)
@@ -203,7 +218,7 @@ def _level(gain: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
     return torch.minimum(t, rooms.gather(1, at)).clamp_min(0).squeeze(1)
 
 
-def _shrink(delta: Tensor, within: Limits, eps: float) -> Tensor:
+def _shrink(delta: Tensor, within: Limits, eps: Radius) -> Tensor:
     """Soft thresholding and clipping, with the smallest threshold that brings the sum of changes to eps."""
     size, room = delta.abs(), torch.where(delta > 0, within[1], -within[0])
     least, most = torch.zeros_like(total(size)), per_sample(size.flatten(1).amax(1), like=size)
@@ -216,12 +231,12 @@ def _shrink(delta: Tensor, within: Limits, eps: float) -> Tensor:
     return torch.minimum((size - threshold).clamp_min(0), room) * delta.sign()
 
 
-def _strongest(worth: Tensor, threat: ThreatModel, eps: float) -> Tensor:
+def _strongest(worth: Tensor, threat: ThreatModel) -> Tensor:
     """A mask of the eps features (or pixels) of the largest worth: bool [B, ...]."""
     pixels = threat.norm == "l0-pixels" and worth.ndim > 2
     grouped = worth.sum(1, keepdim=True) if pixels else worth
     flat = grouped.flatten(1)
-    top = flat.topk(min(int(eps), flat.shape[1]), dim=1).indices
+    top = flat.topk(min(int(threat.eps), flat.shape[1]), dim=1).indices
     return torch.zeros_like(flat, dtype=torch.bool).scatter(1, top, True).view_as(grouped)
 
 
@@ -237,6 +252,8 @@ def _length(delta: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _scale(threat: ThreatModel, like: Tensor) -> Tensor:
+    if threat.scale is None:
+        return torch.ones((), dtype=like.dtype, device=like.device)
     return torch.tensor(threat.scale, dtype=like.dtype, device=like.device).view(1, *like.shape[1:])
 
 

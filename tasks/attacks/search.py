@@ -15,6 +15,8 @@ from tasks.attacks.threat import ThreatModel
 ANY = -1  # a target: whichever other class is nearest
 CLOSE_CALL = 1e-6  # of the largest logit: a success by less may not survive another batch's rounding
 SLACK = 1e-5  # of the radius and of the box: what rounding to float32 may add
+CUT = 0.33  # of the rows go on after the cut
+DOUBT = 1 / 64  # of the largest logit: a margin below this is too small to be left to bfloat16
 
 
 class Search:
@@ -24,21 +26,33 @@ class Search:
     """
 
     def __init__(
-        self, model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Generator, confirm: bool = False
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        threat: ThreatModel,
+        rng: Generator,
+        clean: Tensor | None = None,
+        exact: nn.Module | None = None,
     ) -> None:
-        """x [N, ...] within the bounds, y [N]. With confirm, a success is judged again outside of autocast."""
+        """x [N, ...] within the bounds, y [N], clean: the logits [N, C] of x, asked for here where not given.
+
+        Where the model computes coarsely, `exact` judges what is close.
+        """
         self.model, self.x, self.y, self.threat, self.rng = model, x, y, threat, rng
-        self.confirm = confirm
+        self.exact = exact
         self.low, self.high = limits(x, threat)
         self.box = limits(x, threat.model_copy(update={"norm": "unbounded"}))  # without the radius
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.margin = torch.full((len(x),), float("inf"), device=x.device)
         self.nearest = x.clone()
-        self.logits: Tensor | None = None  # [N, C] at nearest; None before the first look
-        self.clean = x.new_zeros(0)  # [N, C] at x
-        self.aimed = torch.zeros(0, dtype=torch.bool)  # [N, C]: which pairs of sample and class have been tried
         self.broken = False  # met logits that are not finite
-        self.visits: dict[str, int] = {}  # how often each arm has been drawn
+        self.tries: dict[str, Tensor] = {}  # how often each arm has tried each sample, [N]
+        self.clean = (self._logits(model, x) if clean is None else clean).float()  # [N, C] at x
+        self.logits = self.clean.clone()  # [N, C] at nearest
+        self.aimed = torch.zeros_like(self.clean, dtype=torch.bool)  # which pairs of sample and class have been tried
+        self.see(torch.arange(len(x), device=x.device), x, self.clean, inside=True)
 
     @property
     def batch(self) -> int:
@@ -55,42 +69,49 @@ class Search:
         """The limits on delta for these samples."""
         return self.low[rows], self.high[rows]
 
+    def tried(self, arm: str, rows: Tensor) -> Tensor:
+        """How often this arm has tried each of these samples before; counts this time: int64 [R]."""
+        counts = self.tries.setdefault(arm, torch.zeros_like(self.y))
+        before = counts[rows]
+        counts[rows] += 1
+        return before
+
     def see(self, rows: Tensor, x_adv: Tensor, logits: Tensor, *, inside: bool = False) -> None:
         """Take note of what the model says of x_adv [R, ...], made from the samples in `rows` [R].
 
         `inside` promises that x_adv was projected; else what leaves ball or box is passed over.
         """
         logits = logits.detach().float()
-        if self.logits is None:  # the first look is at the samples as they are
-            self.logits = logits.new_zeros(len(self.x), logits.shape[1])
-            self.clean = self.logits.index_put((rows,), logits)
-            self.aimed = torch.zeros_like(self.logits, dtype=torch.bool)
         margin = margins(logits, self.y[rows])
         self.broken = self.broken or not bool(margin.sum().isfinite())
         chosen = ((margin < self.margin[rows]) & ~self.fooled[rows]).nonzero().flatten()
         if not len(chosen):
             return
-        candidate = x_adv.detach()[chosen].to(self.x)
+        at, margin, logits, candidate = rows[chosen], margin[chosen], logits[chosen], x_adv.detach()[chosen].to(self.x)
         if not inside:
-            allowed = _in_budget(self.x[rows[chosen]], candidate, self.threat).nonzero().flatten()
-            chosen, candidate = chosen[allowed], candidate[allowed]
-        best = self.margin.scatter_reduce(0, rows[chosen], margin[chosen], "amin")
-        first = (margin[chosen] == best[rows[chosen]]).nonzero().flatten()  # of each sample's rows, the best
-        chosen, candidate = chosen[first], candidate[first]
-        at, kept = rows[chosen], self.margin[rows[chosen]]
-        self.margin[at], self.nearest[at], self.logits[at] = margin[chosen], candidate, logits[chosen]
-        hit = margin[chosen] < -CLOSE_CALL * logits[chosen].abs().amax(1)
-        if self.confirm and hit.any():
-            hit = self._confirmed(at, candidate, hit)
-            refuted = (margin[chosen] < 0) & ~hit
-            self.margin[at[refuted]] = kept[refuted].clamp(min=0, max=1e30)
-        self.fooled[at[hit]] = True
+            allowed = _in_budget(self.x[at], candidate, self.threat).nonzero().flatten()
+            at, margin, logits, candidate = (part[allowed] for part in (at, margin, logits, candidate))
+        if self.exact is not None and len(at):
+            margin, logits = self._judged_again(at, candidate, margin, logits)
+        best = self.margin.scatter_reduce(0, at, margin, "amin")
+        first = ((margin == best[at]) & (margin < self.margin[at])).nonzero().flatten()  # of a sample's rows, the best
+        at, margin, logits = at[first], margin[first], logits[first]
+        self.margin[at], self.nearest[at], self.logits[at] = margin, candidate[first], logits
+        self.fooled[at[margin < -CLOSE_CALL * logits.abs().amax(1)]] = True
 
     @torch.no_grad()
-    def _confirmed(self, rows: Tensor, x_adv: Tensor, hit: Tensor) -> Tensor:
-        with torch.autocast(x_adv.device.type, enabled=False):
-            margin = margins(self.model(x_adv[hit]).float(), self.y[rows[hit]])
-        return hit.index_put((hit.nonzero().flatten(),), margin < 0)
+    def _judged_again(self, rows: Tensor, x_adv: Tensor, margin: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Margin and logits, in full precision where the margin is small."""
+        assert self.exact is not None
+        close = (margin < DOUBT * logits.abs().amax(1)).nonzero().flatten()
+        if not len(close):
+            return margin, logits
+        again = self._logits(self.exact, x_adv[close])
+        return margin.index_put((close,), margins(again, self.y[rows[close]])), logits.index_put((close,), again)
+
+    @torch.no_grad()
+    def _logits(self, model: nn.Module, points: Tensor) -> Tensor:
+        return torch.cat([model(part) for part in points.split(self.batch)]).float()
 
     @torch.no_grad()
     def look(self, rows: Tensor, x_adv: Tensor, *, inside: bool = False) -> None:
@@ -114,14 +135,24 @@ Move = Callable[[At], Tensor]
 
 
 def run_rows(
-    search: Search, rows: Tensor, target: Tensor, start: Tensor, move: Move, *, steps: int, inside: bool = True
+    search: Search,
+    rows: Tensor,
+    target: Tensor,
+    start: Tensor,
+    move: Move,
+    *,
+    steps: int,
+    inside: bool = True,
+    cut: int | None = None,
 ) -> None:
     """Move every row `steps` times. A row whose sample is fooled leaves at once and the next one takes its place.
 
     rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations. `inside` promises that start and
-    move stay within the budget.
+    move stay within the budget. After `cut` steps only the better rows go on: those whose margin is among the
+    smallest third of the margins met at that point.
     """
     s, t, d = rows[:0], target[:0], start[:0]
+    halfway = search.x.new_zeros(0)
     i, following = torch.zeros_like(s), 0
     while True:
         while len(s) < search.batch and following < len(rows):
@@ -140,14 +171,26 @@ def run_rows(
         logits = search.model(x_adv.requires_grad_())
         margin = margins(logits.float(), search.y[s], t)
         search.see(s, x_adv, logits, inside=inside)
-        keep = (moving & ~search.fooled[s]).nonzero().flatten()
+        going = moving & ~search.fooled[s]
+        if cut is not None and bool((there := going & (i == cut)).any()):
+            halfway = torch.cat([halfway, margin.detach()[there]])
+            going &= ~there | (margin.detach() <= halfway.quantile(CUT))
+        keep = going.nonzero().flatten()
         if len(keep):
-            (grad,) = torch.autograd.grad(margin[keep].sum(), x_adv)
+            grad = _slope(margin[keep].sum(), x_adv)
             at = At(s[keep], d[keep], grad[keep], margin[keep].detach(), i[keep])
             d = move(at)
         else:
             d = d[keep]
         s, t, i = s[keep], t[keep], i[keep] + 1
+
+
+def _slope(value: Tensor, x_adv: Tensor) -> Tensor:
+    """The gradient; zero where the model passes none on, as behind a detached or an integer operation."""
+    if not value.requires_grad:
+        return torch.zeros_like(x_adv)
+    (grad,) = torch.autograd.grad(value, x_adv, allow_unused=True)
+    return torch.zeros_like(x_adv) if grad is None else grad.nan_to_num(0.0, 0.0, 0.0)
 
 
 def margins(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:

@@ -1,7 +1,5 @@
 """Square attack: random search with the model's scores alone."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,33 +7,48 @@ from tasks.attacks.arms import pattern
 from tasks.attacks.geometry import farthest, moved, per_sample, project
 from tasks.attacks.search import Search, margins
 
+ABREAST = 64  # rows of a pass: few samples try several windows at once, and keep the best
 HALVE_AFTER = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the horizon (paper, section 5)
 
 
-def square(search: Search, rows: Tensor, *, queries: int = 5000, p: float = 0.8, horizon: int = 5000) -> None:
-    """Change one random window at a time and keep what lowers the margin. At most `queries` passes a sample.
+def square(
+    search: Search, rows: Tensor, *, queries: int = 5000, burst: int = 5000, horizon: int = 5000, p: float = 0.8
+) -> None:
+    """Change one random window at a time and keep what lowers the margin. At most `queries` passes a sample in all.
 
     Andriushchenko et al., 2020, https://arxiv.org/abs/1912.00049. p is the first window's share of the input; it
-    halves along the horizon. The first visit starts at stripes, later ones at the best point so far. Outside of
-    L-inf the window's content joins the direction along which the ball is filled.
+    halves along the horizon, again and again. A sample's first try starts at stripes; each try makes `burst` queries
+    and goes on from the best point so far. Outside of L-inf the window's content joins the direction along which the
+    ball is filled.
     """
-    visit = search.visits["square"] = search.visits.get("square", -1) + 1
+    before = search.tried("square", rows)
+    rows, before = rows[before * burst < queries], before[before * burst < queries]
     delta = search.nearest[rows] - search.x[rows]
-    if visit == 0:
-        delta = farthest(pattern(search, rows, stripes=True), search.threat, search.within(rows))
-    best = torch.full((len(rows),), float("inf"), device=rows.device)
-    for query in range(queries):
-        left = (~search.fooled[rows]).nonzero().flatten()
+    stripes = farthest(pattern(search, rows, stripes=True), search.threat, search.within(rows))
+    delta = torch.where(per_sample(before > 0, like=delta), delta, stripes)
+    best, query = torch.full((len(rows),), float("inf"), device=rows.device), 0
+    while query < min(burst, queries):
+        left = ((~search.fooled[rows]) & (before * burst + query < queries)).nonzero().flatten()
         if not len(left):
             return
-        tried = delta[left]
+        abreast = max(1, min(ABREAST // len(left), burst - query, queries - int(before.max()) * burst - query))
+        many = left.repeat_interleave(abreast)
+        tried = delta[many]
         if query:
-            share = ((visit * queries + query) / horizon) % 1.0
-            tried = _changed(search, rows[left], tried, p / 2 ** sum(share > at for at in HALVE_AFTER))
-        margin = _look(search, rows[left], tried)
+            tried = _changed(search, rows[many], tried, _window_share(before[many] * burst + query, horizon, p))
+        margin, choice = _look(search, rows[many], tried).view(len(left), abreast).min(1)
+        tried = tried[torch.arange(len(left), device=rows.device) * abreast + choice]
         better = margin < best[left]
         best[left] = torch.where(better, margin, best[left])
         delta[left] = torch.where(per_sample(better, like=tried), tried, delta[left])
+        query += abreast
+
+
+def _window_share(query: Tensor, horizon: int, p: float) -> Tensor:
+    """The window's share of the input at each sample's number of queries so far: [R]."""
+    done = (query % horizon) / horizon
+    halvings = sum((done > at).float() for at in HALVE_AFTER)
+    return p / 2**halvings
 
 
 @torch.no_grad()
@@ -49,7 +62,7 @@ def _look(search: Search, rows: Tensor, delta: Tensor) -> Tensor:
     return torch.cat(found)
 
 
-def _changed(search: Search, rows: Tensor, delta: Tensor, p: float) -> Tensor:
+def _changed(search: Search, rows: Tensor, delta: Tensor, p: Tensor) -> Tensor:
     """Delta with one window of each sample set anew."""
     threat, within = search.threat, search.within(rows)
     window = _window(search, delta, p)
@@ -60,7 +73,7 @@ def _changed(search: Search, rows: Tensor, delta: Tensor, p: float) -> Tensor:
         fresh = farthest(torch.randn(delta.shape, generator=search.rng, device=delta.device), threat, within)
         swapped = torch.where(window, fresh, delta)
         return project(swapped, threat, within)
-    size = delta.flatten(1).norm(dim=1) / math.sqrt(max(float(window[0].sum()), 1.0))
+    size = delta.flatten(1).norm(dim=1) / window.flatten(1).sum(1).clamp_min(1).sqrt()
     emptied = delta.masked_fill(_window(search, delta, p), 0.0)
     direction = torch.where(window, per_sample(size, like=delta) * signs.sign() + emptied, emptied)
     if threat.norm == "l2":
@@ -72,21 +85,21 @@ def _channels(delta: Tensor) -> tuple[int, ...]:
     return (delta.shape[1], *[1] * (delta.ndim - 2)) if delta.ndim > 2 else (1,) * (delta.ndim - 1)
 
 
-def _window(search: Search, delta: Tensor, p: float) -> Tensor:
+def _window(search: Search, delta: Tensor, p: Tensor) -> Tensor:
     """One window per sample: a square of images, a random share of the features of rows: bool [B, ...]."""
     rng, device = search.rng, delta.device
     if delta.ndim < 3:
-        count = max(int(p * delta[0].numel()), 1)
-        chosen = torch.rand(delta.shape, generator=rng, device=device).flatten(1).topk(count, dim=1).indices
-        flat = torch.zeros_like(delta, dtype=torch.bool).flatten(1)
-        return flat.scatter(1, chosen, True).view_as(delta)
+        draw = torch.rand(delta.shape, generator=rng, device=device).flatten(1)
+        count = (p * draw.shape[1]).long().clamp_min(1) - 1
+        return (draw <= draw.sort(1).values.gather(1, count.unsqueeze(1))).view_as(delta)
     height, width = delta.shape[-2:]
-    side = min(max(round(math.sqrt(p * height * width)), 1), height, width)
+    side = (p * height * width).sqrt().round().clamp(1, min(height, width))
     top, left = (
-        torch.randint(0, room - side + 1, (len(delta),), generator=rng, device=device) for room in (height, width)
+        (torch.rand(len(delta), generator=rng, device=device) * (room - side + 1)).floor() for room in (height, width)
     )
-    at_rows, at_columns = torch.arange(height, device=device), torch.arange(width, device=device)
-    in_rows = (at_rows >= top[:, None]) & (at_rows < top[:, None] + side)
-    in_columns = (at_columns >= left[:, None]) & (at_columns < left[:, None] + side)
+    in_rows, in_columns = (
+        (place >= start[:, None]) & (place < (start + side)[:, None])
+        for place, start in ((torch.arange(height, device=device), top), (torch.arange(width, device=device), left))
+    )
     window = in_rows[:, :, None] & in_columns[:, None, :]
     return window.view(len(delta), *[1] * (delta.ndim - 3), height, width).expand_as(delta)

@@ -72,14 +72,17 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(description="a name from the table, or 'package.module:function'")
     params: dict[str, float | int | str | bool] = Field(default_factory=dict, description="e.g. {steps: 100}")
-    samples: Literal["all", "nearest", "drawn"] = Field(
+    samples: Literal["all", "drawn", "spare"] = Field(
         "all",
-        description="all that stand; nearest: in chunks from the smallest margin outwards, until a chunk gives nothing; "
-        "drawn: the same, taking turns with its neighbours in the table by what each earns per pass",
+        description="all: every sample that stands, once; drawn: a few at a time, the nearest to falling first, taking "
+        "turns with its neighbours in the table by what each earns per pass; spare: as drawn, once late turns gain",
     )
-    chunk: int = Field(24, ge=1, description="samples per chunk")
-    probe: int = Field(0, ge=0, description="far samples tried at random; if one falls, all are tried")
-    patience: int = Field(1, ge=1, description="drawn: how many walks in a row may give nothing")
+    share: float = Field(
+        0.06,
+        gt=0,
+        le=1,
+        description="drawn: samples per turn, of those that stand; twice as many after a turn that gained",
+    )
     norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
 
     def function(self) -> Attack:
@@ -113,16 +116,26 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class Suite(BaseModel, frozen=True, extra="forbid"):
-    """Attacks in the order in which they run. A sample that one of them fools is not tried again."""
+    """Attacks in the order in which they run. A sample that one of them fools is not tried again.
+
+    What is drawn goes on until `again` times the passes that its last success took bring no other.
+    """
 
     name: str
     attacks: tuple[AttackConfig, ...] = Field(min_length=1)
+    again: float = Field(
+        1.0,
+        gt=0,
+        description="drawn: passes per standing sample after the last success, as a multiple of those before it",
+    )
+    passes: float | None = Field(None, gt=0, description="drawn: no further turn beyond so many passes a sample")
 
     @property
     def digest(self) -> str:
         """Sixteen hex digits that change when an attack, its order or any parameter does."""
         rows = [attack.resolved() for attack in self.attacks]
-        return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        whole = {"attacks": rows, "again": self.again, "passes": self.passes}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def under(self, threat: ThreatModel) -> tuple[AttackConfig, ...]:
         """The attacks that run under this threat model. Raises WrongInput where there is none."""
@@ -136,31 +149,51 @@ def _row(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
     return AttackConfig(name=name, params=params, **how)
 
 
+def _drawn(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
+    return AttackConfig(name=name, params=params, samples="drawn", **how)
+
+
+def _spare(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
+    return AttackConfig(name=name, params=params, samples="spare", **how)
+
+
 SPARSE: tuple[Norm, ...] = ("l0", "l0-pixels")
-DENSE: tuple[Norm, ...] = ("linf", "l2", "l1", "unbounded")
-ALL = 10_000  # a chunk that holds a whole cell
+LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are in the way
+FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
         name="quick",
         attacks=(
             _row("margin", {"steps": 6}),
-            _row("classes", {"steps": 6, "chunk": 96}, samples="nearest", chunk=ALL),
-            _row("restarts", {"steps": 10}, samples="drawn", chunk=16, probe=16, norms=DENSE),
-            _row("fab", {"steps": 10, "count": 2}, samples="drawn", chunk=16, norms=("l2", "l1")),
+            _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5}, share=1.0),
+            _drawn("restarts", {"starts": "toward nearest", "steps": 10}),
+            _drawn("square", {"queries": 40, "burst": 20, "horizon": 40}, share=0.03),
         ),
+        again=0.25,
+        passes=22,
     ),
     "standard": Suite(
         name="standard",
         attacks=(
-            _row("margin", {"steps": 8}),
+            _row("margin", {"steps": 8}, norms=FLAT),
+            _row("margin", {"steps": 16}, norms=LONG),
             _row("sigma-zero", {"steps": 100}, norms=SPARSE),
-            _row("classes", {"steps": 10, "chunk": 128}, samples="drawn", chunk=ALL),
-            _row("restarts", {"steps": 24}, samples="drawn", chunk=24, probe=16, patience=3),
-            _row("fab", {"steps": 15, "count": 2}, samples="drawn", chunk=12, norms=("linf", "unbounded")),
-            _row("fab", {"steps": 30, "count": 3}, samples="drawn", chunk=24, patience=2, norms=("l2", "l1")),
-            _row("square", {"queries": 40}, samples="drawn", chunk=8, probe=8),
+            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0),
+            _drawn("restarts", {"starts": "toward nearest blocks noise", "steps": 20}, share=0.05, norms=FLAT),
+            _drawn("restarts", {"starts": "nearest", "steps": 40}, share=0.02, norms=FLAT),
+            _drawn("fab", {"steps": 15, "count": 2}, share=0.02, norms=FLAT),
+            _drawn("restarts", {"starts": "toward", "steps": 20}, norms=LONG),
+            _drawn("restarts", {"starts": "nearest noise", "steps": 80}, share=0.08, norms=LONG),
+            _drawn("fab", {"steps": 40, "count": 1}, share=0.04, norms=LONG),
+            _drawn("square", {"queries": 1000, "burst": 50, "horizon": 300}, share=0.03),
+            _spare("restarts", {"starts": "toward", "steps": 14}, norms=FLAT),
+            _spare("restarts", {"starts": "nearest", "steps": 20}),
+            _spare("restarts", {"starts": "blocks stripes", "steps": 20}, norms=FLAT),
+            _spare("restarts", {"starts": "noise", "steps": 40}, norms=FLAT),
         ),
+        again=1.0,
+        passes=600,
     ),
     "deep": Suite(
         name="deep",
@@ -169,11 +202,15 @@ SUITES: dict[str, Suite] = {
             _row("apgd-ce", {"steps": 100}),
             _row("sigma-zero", {"steps": 300}, norms=SPARSE),
             _row("classes", {"steps": 20}),
-            _row("restarts", {"steps": 40}, samples="drawn", chunk=64, probe=64, patience=10),
-            _row("fab", {"steps": 60, "count": 9}, samples="drawn", chunk=64, probe=32, patience=3),
-            _row("square", {"queries": 1000}, samples="drawn", chunk=64, probe=64, patience=3),
-            _row("hopskipjump", {"queries": 2000}, samples="nearest", chunk=64),
+            _row("restarts", {"starts": "toward nearest blocks stripes noise", "steps": 40}),
+            _drawn("restarts", {"starts": "toward nearest", "steps": 60}, share=0.2),
+            _drawn("restarts", {"starts": "blocks stripes noise", "steps": 40}, share=0.2),
+            _drawn("fab", {"steps": 60, "count": 9}, share=0.2),
+            _drawn("square", {"queries": 5000, "burst": 250, "horizon": 1000}, share=0.2),
+            _row("hopskipjump", {"queries": 2000}),
         ),
+        again=3,
+        passes=20_000,
     ),
 }
 

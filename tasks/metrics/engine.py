@@ -1,7 +1,9 @@
 """Which attack gets which samples: the one place that spends passes."""
 
 import hashlib
+import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +15,8 @@ from tasks.attacks.search import SLACK, Search
 from tasks.metrics.isolation import Meter
 
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
+FEWEST = 8  # samples of a turn
+FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 
 
 @dataclass
@@ -26,10 +30,10 @@ class Tally:
     backward_samples: int = 0
     seconds: float = 0.0
     error: str | None = None
-    at: int = 0  # how far outwards its next turn starts
-    dry: int = 0  # turns in a row that gave nothing
+    turns: Tensor | None = None  # int64 [N]: how many of its turns each sample has had
+    share: float = 0.0  # of the samples that stand: the size of its next turn
+    spent: bool = False  # a turn of it passed nothing through the model: it has nothing left to try
     lately: tuple[float, float] = (0.0, 0.0)  # flips and passes, older ones counting less
-    probed: bool = False
     rng: Generator | None = field(default=None, repr=False)
 
     @property
@@ -42,61 +46,69 @@ class Tally:
 class Engine:
     """The suite at work on one cell: at most BLOCK samples, whose result depends on nothing outside it."""
 
-    def __init__(self, search: Search, suite: Suite, meter: Meter, *, seed: int, cell: int) -> None:
-        self.search, self.meter, self.seed, self.cell = search, meter, seed, cell
+    def __init__(
+        self,
+        search: Search,
+        suite: Suite,
+        meter: Meter,
+        *,
+        seed: int,
+        cell: int,
+        tell: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self.tell = tell
+        self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         none = torch.zeros_like(search.fooled)
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
 
     def run(self) -> list[Tally]:
         """Every attack of the suite, in its order; what is drawn takes turns with its neighbours."""
-        waiting = list(self.tallies)
-        while waiting:
-            first = waiting[0]
-            if first.config.samples == "drawn":
-                group = [first]
-                while len(group) < len(waiting) and waiting[len(group)].config.samples == "drawn":
-                    group.append(waiting[len(group)])
-                self._draw(group)
-                waiting = waiting[len(group) :]
-                continue
-            if first.config.samples == "all":
-                self._pull(first, self.search.standing())
+        for together, group in itertools.groupby(self.tallies, key=lambda tally: tally.config.samples != "all"):
+            if together:
+                self._draw(list(group))
             else:
-                self._walk(first)
-            waiting = waiting[1:]
+                for tally in group:
+                    self._pull(tally, self.search.standing())
         return self.tallies
 
     def _draw(self, group: list[Tally]) -> None:
-        """Turns, one chunk each, to the attack that lately earned the most flips per pass, until all are dry."""
-        while len(self.search.standing()):
-            open_ = [t for t in group if t.dry < t.config.patience and t.error is None]
-            if not open_:
-                return
-            self._turn(max(open_, key=lambda t: t.rate))
+        """Turns to the attack that lately earned the most flips per pass.
 
-    def _walk(self, tally: Tally) -> None:
-        while tally.dry < tally.config.patience and tally.error is None and len(self.search.standing()):
-            self._turn(tally)
-
-    def _turn(self, tally: Tally) -> None:
-        """One chunk: from the smallest margin outwards as long as the attack gains, else back to the nearest.
-
-        The first chunk comes with some far samples, drawn at random: where one of these falls, the margin says nothing
-        about who does, and every sample is tried.
+        Ends when each but the spare ones has had one and a further `again` times the effort up to the last flip has
+        brought no other, so a model on which late turns still succeed is tried for longer. Effort is passes per sample
+        that stands.
         """
+        effort = last_flip = 0.0
+        begun, waiting = self._spent(), sum(tally.config.samples == "drawn" for tally in group)
+        while standing := len(self.search.standing()):
+            open_ = [t for t in group if t.error is None and not t.spent]
+            open_ = [t for t in open_ if waiting <= 0 or t.config.samples == "drawn"]
+            most = self.suite.passes is not None and self._spent() - begun >= self.suite.passes * len(self.search.x)
+            if not open_ or most or (waiting <= 0 and effort - last_flip >= self.suite.again * last_flip):
+                return
+            tally, before = max(open_, key=lambda t: t.rate), self._spent()
+            waiting -= tally.turns is None
+            gained = self._turn(tally)
+            effort += (self._spent() - before) / standing
+            last_flip = effort if gained else last_flip
+            tally.spent = self._spent() == before
+
+    def _turn(self, tally: Tally) -> int:
+        """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""
         rows, config = self.search.standing(), tally.config
-        at = tally.at if tally.at < len(rows) else 0
-        chunk, rest = rows[at : at + config.chunk], rows[at + config.chunk :]
-        far = rest[:0]
-        if config.probe and not tally.probed:
-            tally.probed = True
-            rng = generator(rest.device, self.seed, "probe", config.name, self.cell)
-            far = rest[torch.randperm(len(rest), generator=rng, device=rest.device)[: config.probe]]
-        gained = self._pull(tally, torch.cat([chunk, far]))
-        if self.search.fooled[far].any():
-            gained += self._pull(tally, self.search.standing())
-        tally.dry = 0 if gained else tally.dry + 1
-        tally.at = at + config.chunk - gained if gained else 0
+        if tally.turns is None:
+            tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
+            tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
+        count = min(max(FEWEST, round(tally.share * len(rows))), len(rows))
+        margin = self.search.margin[rows]
+        place = margin / margin.median().clamp_min(1e-12) + tally.turns[rows]
+        some = torch.rand(len(rows), generator=tally.rng, device=rows.device).argsort()[: round(FAR * count)]
+        place[some] = -1.0
+        chosen = rows[place.argsort(stable=True)[:count]]
+        tally.turns[chosen] += 1
+        gained = self._pull(tally, chosen)
+        tally.share = min(2 * tally.share, 1.0) if gained else config.share
+        return gained
 
     def _pull(self, tally: Tally, rows: Tensor) -> int:
         """Let the attack try these samples. How many fell."""
@@ -105,8 +117,10 @@ class Engine:
         if not len(rows) or tally.error is not None:
             return 0
         before, passes, started = search.fooled.clone(), self._passes(), time.perf_counter()
-        tally.rng = tally.rng or generator(rows.device, self.seed, config.name, search.threat.digest, self.cell)
+        tally.rng = tally.rng or generator(rows.device, self.seed, config.resolved(), search.threat.digest, self.cell)
         search.rng, arm = tally.rng, config.arm()
+        if self.tell is not None:
+            self.tell(config.name, int((~search.fooled).sum()))
         try:
             if arm is not None:
                 arm(search, rows)
@@ -139,6 +153,10 @@ class Engine:
         if wrong:
             raise _Misbehaved(wrong)
         search.look(rows, x_adv.detach().to(x))
+
+    def _spent(self) -> int:
+        """Passes so far, forward and backward."""
+        return sum(self._passes())
 
     def _passes(self) -> tuple[int, int]:
         return self.meter.forward_samples, self.meter.backward_samples

@@ -1,23 +1,38 @@
 """Use a model for measuring and leave it exactly as it was."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+PROBE = 32  # samples whose time in either precision is taken
+PAYS = 1.25  # times as fast must bfloat16 be
+WORTH_ASKING = 2e-3  # seconds: a model that answers the probe sooner is bound by overhead, not by arithmetic
+
 
 class Meter(nn.Module):
-    """The model behind a counter: what passes forward through it, and backward out of it, in samples."""
+    """The model behind a counter: what passes forward through it, and backward out of it, in samples.
 
-    def __init__(self, model: nn.Module) -> None:
+    With draws > 1 the logits are the mean of so many passes, for models that answer at random (EOT: Athalye et al.,
+    2018, https://arxiv.org/abs/1707.07397).
+    """
+
+    def __init__(self, model: nn.Module, draws: int = 1) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.draws = model, draws
         self.forward_samples = 0
         self.backward_samples = 0
 
     def forward(self, x: Tensor) -> Tensor:
         """X [B, ...] -> logits [B, C]."""
+        if self.draws == 1:
+            return self.once(x)
+        return torch.stack([self.once(x) for _ in range(self.draws)]).mean(0)
+
+    def once(self, x: Tensor) -> Tensor:
+        """One pass: x [B, ...] -> logits [B, C]."""
         self.forward_samples += len(x)
         logits: Tensor = self.model(x)
         if logits.requires_grad:
@@ -26,6 +41,41 @@ class Meter(nn.Module):
 
     def _count_backward(self, grad: Tensor) -> None:
         self.backward_samples += len(grad)
+
+
+class Coarse(nn.Module):
+    """The model in bfloat16 where torch deems that safe (autocast), with images laid out as that prefers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, ...] -> logits [B, C] in float32."""
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+        return logits.float()
+
+
+def pays_in_bf16(meter: Meter, x: Tensor) -> bool:
+    """Whether a forward and a backward pass is faster in bfloat16, by a margin and with nearly the same answers."""
+    if len(x) < 2 * PROBE or x.dtype != torch.float32:
+        return False
+    part = x[:PROBE]
+    plain = _seconds(meter, part)
+    if plain < WORTH_ASKING or plain < PAYS * _seconds(coarse := Coarse(meter), part):
+        return False
+    with torch.no_grad():
+        logits = coarse(part)
+        same = (logits.argmax(1) == meter(part).argmax(1)).float().mean()
+    return bool(logits.isfinite().all()) and same.item() > 0.9
+
+
+def answers_at_random(meter: Meter, x: Tensor) -> bool:
+    """Whether the model gives two answers to one question."""
+    with torch.no_grad():
+        first, second = meter.once(x[:PROBE]), meter.once(x[:PROBE])
+    return not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 @contextmanager
@@ -56,3 +106,17 @@ def untouched(model: nn.Module) -> Iterator[Meter]:
             with torch.no_grad():
                 for buffer, before in zip(model.buffers(), buffers, strict=True):
                     buffer.copy_(before)
+
+
+def _seconds(model: nn.Module, x: Tensor) -> float:
+    """The better of two passes forward and backward, after one to warm up."""
+    took = []
+    for _ in range(3):
+        started, leaf = time.perf_counter(), x.clone().requires_grad_()
+        value = model(leaf).float().sum()
+        if value.requires_grad:
+            torch.autograd.grad(value, leaf, allow_unused=True)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        took.append(time.perf_counter() - started)
+    return min(took[1:])

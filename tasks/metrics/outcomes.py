@@ -3,7 +3,8 @@
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -11,12 +12,14 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
-from tasks.attacks.search import Search
 from tasks.errors import ModelRejected, WrongInput
-from tasks.metrics.engine import Engine, Tally, generator
-from tasks.metrics.isolation import Meter, untouched
+from tasks.metrics.cell import BLOCK, Cell, attack_cell
+from tasks.metrics.engine import Tally
+from tasks.metrics.isolation import Meter, answers_at_random, pays_in_bf16, untouched
 
-BLOCK = 512  # samples of a cell: its result depends on nothing outside it
+DRAWS = 10  # passes whose mean logits stand for a model that answers at random
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,11 @@ class Outcomes:
     nearest: Tensor  # [N, ...]: the input of smallest margin that was met; x_adv where something fooled
     margin: Tensor  # float [N]: that margin, the lead of the true class's logit
     attacks: tuple[AttackOutcome, ...]
-    forward_samples: int
-    backward_samples: int
-    seconds: float
+    forward_samples: int = 0
+    backward_samples: int = 0
+    seconds: float = 0.0
+    precision: Precision = "fp32"  # of the search; every success is judged in the model's own
+    draws: int = 1  # passes averaged for one answer; above 1 for a model that answers at random
     problems: tuple[str, ...] = field(default=())  # each of them voids the number
 
     @property
@@ -70,111 +75,126 @@ def measure(
     threat: ThreatModel,
     suite: str | Suite | Sequence[str | AttackConfig] = "standard",
     seed: int = 0,
+    warm: Tensor | None = None,
+    precision: Precision = "auto",
+    draws: int | None = None,
     progress: bool = False,
 ) -> Outcomes:
     """Attack the model with every attack of the suite and return what each sample came to.
 
     x [N, ...] floats within threat.bounds; y [N] class numbers; the model maps x to logits [N, C]. Success and
     budget are judged here, on the returned x_adv, not by the attack. The model is left exactly as it was (mode,
-    requires_grad, .grad, buffers, global random state). Same seed, same result.
+    requires_grad, .grad, buffers, global random state). Samples are attacked in cells of 512, each with a seed of its
+    own: same seed, same result, in whatever order and company the cells are computed.
+
+    warm [N, ...] are inputs to begin with, such as the `nearest` of an earlier version's outcomes; brought into the
+    ball, they are tried first. precision: the search's; auto takes bf16 where a probe shows it to be faster, and what
+    it finds is judged in the model's own precision. draws: how many passes are averaged for one answer; by default 1,
+    or 10 for a model that answers at random, whose errors then count by majority.
 
     Raises WrongInput or ModelRejected before any attack starts. An attack that raises, or leaves the ball or the
     box, is stopped and named in `problems`; the others run on.
     """
     suite = as_suite(suite)
     x, y = _checked(model, x, y, threat)
+    if warm is not None and warm.shape != x.shape:
+        raise WrongInput(f"warm is {list(warm.shape)}, x {list(x.shape)}. Give one input to begin with per sample.")
     suite.under(threat)
     started = time.perf_counter()
     with untouched(model) as meter, _bar(progress) as bar:
-        clean, problems = _clean_logits(meter, x, y)
-        cells = [
-            _cell(meter, suite, threat, x[at : at + BLOCK], y[at : at + BLOCK], clean[at : at + BLOCK], seed, at // BLOCK)
-            for at in bar.track(range(0, len(x), BLOCK), description=f"{suite.name}, {threat}")
-        ]
-    rows = [_joined(list(tallies)) for tallies in zip(*(cell.tallies for cell in cells), strict=True)]
+        torch.manual_seed(seed)
+        _check_logits(meter, x, y)
+        meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
+        coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
+        row, cells = bar.add_task(f"{suite.name}, {threat}", total=len(x)), []
+        for number, at in enumerate(range(0, len(x), BLOCK)):
+            part = slice(at, at + BLOCK)
+
+            def tell(attack: str, standing: int, at: int = at) -> None:
+                said = f"{suite.name}, {threat}: {attack}, {standing} of {min(BLOCK, len(x) - at)} stand"
+                bar.update(row, description=said)
+
+            begin = warm[part].to(x) if warm is not None else None
+            cells.append(
+                attack_cell(
+                    meter,
+                    x[part],
+                    y[part],
+                    threat=threat,
+                    suite=suite,
+                    seed=seed,
+                    number=number,
+                    warm=begin,
+                    coarse=coarse,
+                    tell=tell,
+                )
+            )
+            bar.advance(row, len(cells[-1].fooled))
+    return replace(
+        _joined(cells, threat=threat, suite=suite, seed=seed),
+        forward_samples=meter.forward_samples,
+        backward_samples=meter.backward_samples,
+        seconds=time.perf_counter() - started,
+        precision="bf16" if coarse else "fp32",
+        draws=meter.draws,
+    )
+
+
+def _joined(cells: Sequence[Cell], *, threat: ThreatModel, suite: Suite, seed: int) -> Outcomes:
+    """The cells' results, one after another."""
+    rows = [_of_attack(name, cells) for name in dict.fromkeys(t.config.name for t in cells[0].tallies)]
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([getattr(cell, name) for cell in cells]).cpu()
+
+    problems = [*dict.fromkeys(p for cell in cells for p in cell.problems)]
     problems += [f"{row.name}: {row.error}" for row in rows if row.error]
-    whole = {
-        name: torch.cat([getattr(cell, name) for cell in cells]).cpu()
-        for name in ("clean_correct", "fooled", "x_adv", "prediction", "nearest", "margin")
-    }
     return Outcomes(
         threat=threat,
         suite=suite,
         seed=seed,
-        **whole,
+        clean_correct=whole("clean_correct"),
+        fooled=whole("fooled"),
+        x_adv=whole("x_adv"),
+        prediction=whole("prediction"),
+        nearest=whole("nearest"),
+        margin=whole("margin"),
         attacks=tuple(rows),
-        forward_samples=meter.forward_samples,
-        backward_samples=meter.backward_samples,
-        seconds=time.perf_counter() - started,
         problems=tuple(problems),
     )
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """What the suite found on the samples of one cell."""
+def _of_attack(name: str, cells: Sequence[Cell]) -> AttackOutcome:
+    """One attack's part over all cells. Where the suite holds it more than once, its rows are one here."""
+    of_cell: list[list[Tally]] = [[t for t in cell.tallies if t.config.name == name] for cell in cells]
+    every = [tally for tallies in of_cell for tally in tallies]
 
-    clean_correct: Tensor
-    fooled: Tensor
-    x_adv: Tensor
-    prediction: Tensor
-    nearest: Tensor
-    margin: Tensor
-    tallies: list[Tally]
+    def flags(what: str) -> Tensor:
+        return torch.cat([torch.stack([getattr(t, what) for t in tallies]).any(0) for tallies in of_cell]).cpu()
 
-
-def _cell(
-    meter: Meter, suite: Suite, threat: ThreatModel, x: Tensor, y: Tensor, clean: Tensor, seed: int, number: int
-) -> _Cell:
-    search = Search(meter, x, y, threat=threat, rng=generator(x.device, seed, number))
-    everyone = torch.arange(len(x), device=x.device)
-    search.see(everyone, x, clean)
-    prediction = clean.argmax(1)
-    correct = prediction == y
-    search.fooled = ~correct
-    tallies = Engine(search, suite, meter, seed=seed, cell=number).run()
-    hit = (search.fooled & correct).nonzero().flatten()
-    x_adv, fooled = x.clone(), ~correct
-    if len(hit):
-        judged = _logits(meter, search.nearest[hit]).argmax(1)
-        hit, judged = hit[judged != y[hit]], judged[judged != y[hit]]
-        x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], judged, True
-    for tally in tallies:
-        tally.fooled &= fooled
-    return _Cell(correct, fooled, x_adv, prediction, search.nearest, search.margin, tallies)
-
-
-def _joined(parts: list[Tally]) -> AttackOutcome:
-    """One attack's tallies over all cells."""
     return AttackOutcome(
-        name=parts[0].config.name,
-        tried=torch.cat([p.tried for p in parts]).cpu(),
-        fooled=torch.cat([p.fooled for p in parts]).cpu(),
-        forward_samples=sum(p.forward_samples for p in parts),
-        backward_samples=sum(p.backward_samples for p in parts),
-        seconds=sum(p.seconds for p in parts),
-        error=next((p.error for p in parts if p.error), None),
+        name=name,
+        tried=flags("tried"),
+        fooled=flags("fooled"),
+        forward_samples=sum(t.forward_samples for t in every),
+        backward_samples=sum(t.backward_samples for t in every),
+        seconds=sum(t.seconds for t in every),
+        error=next((t.error for t in every if t.error), None),
     )
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([model(part) for part in x.split(BLOCK)])
-
-
-def _clean_logits(meter: Meter, x: Tensor, y: Tensor) -> tuple[Tensor, list[str]]:
-    logits = _logits(meter, x)
+def _check_logits(meter: Meter, x: Tensor, y: Tensor) -> None:
+    logits = meter.once(x[:2])
     if logits.ndim != 2:
         raise ModelRejected(
-            f"the model returned {list(logits.shape)} for a batch of {len(x)}; measure() needs logits [B, C]."
+            f"the model returned {list(logits.shape)} for a batch of {len(x[:2])}; measure() needs logits [B, C]."
         )
-    if int(y.max()) >= logits.shape[1]:
+    if logits.shape[1] < 2 or int(y.max()) >= logits.shape[1]:
         raise ModelRejected(
             f"the model knows {logits.shape[1]} classes, but labels go up to {int(y.max())}. Give it as many outputs "
             f"as there are classes; for a single output per sample return torch.cat([-z, z], dim=1)."
         )
-    bad = int((~logits.isfinite()).any(1).sum())
-    return logits, [f"clean: {bad} samples have logits that are not finite"] if bad else []
 
 
 def _checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:

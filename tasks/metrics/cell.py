@@ -1,0 +1,86 @@
+"""One cell: at most 512 samples, whose result depends on nothing outside of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tasks.attacks import Suite, ThreatModel
+from tasks.attacks.geometry import inside
+from tasks.attacks.search import Search
+from tasks.metrics.engine import Engine, Tally, generator, violation
+from tasks.metrics.isolation import Coarse, Meter
+
+BLOCK = 512  # samples of a cell
+VOTES = 3  # times as many draws as the search averages judge a model that answers at random
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What the suite found on the samples of one cell."""
+
+    clean_correct: Tensor  # bool [N]
+    fooled: Tensor  # bool [N]
+    x_adv: Tensor  # [N, ...]
+    prediction: Tensor  # int64 [N]
+    nearest: Tensor  # [N, ...]
+    margin: Tensor  # float [N]
+    tallies: list[Tally]
+    problems: tuple[str, ...]
+
+
+def attack_cell(
+    meter: Meter,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    suite: Suite,
+    seed: int,
+    number: int,
+    warm: Tensor | None = None,
+    coarse: bool = False,
+    tell: Callable[[str, int], None] | None = None,
+) -> Cell:
+    """The suite's result on x [N, ...], y [N], N at most 512. Its random draws follow from seed and cell number.
+
+    With coarse the search runs in bfloat16. tell(attack, standing) is called as it goes on.
+    """
+    torch.manual_seed(generator(torch.device("cpu"), seed, "model", number).initial_seed())  # of models that draw
+    clean, prediction = _judged(meter, x)
+    broken = int((~clean.isfinite()).any(1).sum())
+    problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
+    correct = prediction == y
+    rng = generator(x.device, seed, number)
+    exact = coarse or meter.draws > 1
+    search = Search(
+        Coarse(meter) if coarse else meter, x, y, threat=threat, rng=rng, clean=clean, exact=meter if exact else None
+    )
+    search.fooled = ~correct
+    if warm is not None:
+        standing = search.standing()
+        search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
+    tallies = Engine(search, suite, meter, seed=seed, cell=number, tell=tell).run()
+    x_adv, fooled = x.clone(), ~correct
+    hit = (search.fooled & correct).nonzero().flatten()
+    if len(hit):
+        judged = _judged(meter, search.nearest[hit])[1]
+        hit, judged = hit[judged != y[hit]], judged[judged != y[hit]]
+        x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], judged, True
+    wrong = violation(x, x_adv, threat)
+    if wrong:
+        problems.append(f"engine: {wrong}")
+    for tally in tallies:
+        tally.fooled &= fooled
+    return Cell(correct, fooled, x_adv, prediction, search.nearest, search.margin, tallies, tuple(problems))
+
+
+@torch.no_grad()
+def _judged(meter: Meter, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [N, C] and classes [N]; of a model that answers at random their mean, and the class of most answers."""
+    if meter.draws == 1:
+        logits = torch.cat([meter(part) for part in x.split(BLOCK)])
+        return logits, logits.argmax(1)
+    answers = torch.stack([meter.once(x) for _ in range(VOTES * meter.draws)])
+    return answers.mean(0), answers.argmax(2).mode(0).values
