@@ -15,7 +15,7 @@ def pytest_configure() -> None:
     """Before any test imports Prefect: its settings are read once."""
     for server in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         os.environ.pop(server, None)
-    os.environ |= {"REDOUBT_HOME": SESSION, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "OMP_NUM_THREADS": "2"}
+    os.environ |= {"REDOUBT_HOME": SESSION, "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "OMP_NUM_THREADS": "1"}
     from flows.settle import settle
 
     settle()

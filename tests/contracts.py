@@ -4,7 +4,7 @@ Each raises AssertionError with a sentence that says what is wrong.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,31 +13,66 @@ from tasks.attacks import ThreatModel
 from tasks.attacks.geometry import distance
 from tasks.data import SPLITS
 
-THREATS = (ThreatModel(norm="linf", eps=0.1), ThreatModel(norm="l2", eps=0.5))
-SHAPES = ((1, 6), (5, 6), (3, 1, 4, 4))
+THREATS = (
+    ThreatModel(norm="linf", eps=0.1),
+    ThreatModel(norm="l2", eps=0.5),
+    ThreatModel(norm="l1", eps=0.8),
+    ThreatModel(norm="l0", eps=2),
+    ThreatModel(norm="l0-pixels", eps=2),
+)
+
+
+class Case(NamedTuple):
+    """What an attack is called with."""
+
+    shape: tuple[int, ...]
+    classes: int
+    dtype: torch.dtype = torch.float32
+    contiguous: bool = True
+
+    def inputs(self) -> Tensor:
+        """x [B, ...] in 0..1, the same each time."""
+        x = torch.rand(self.shape, generator=Generator().manual_seed(0), dtype=self.dtype)
+        return x if self.contiguous else x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+CASES = (
+    Case((1, 6), classes=2),
+    Case((5, 6), classes=3),
+    Case((3, 1, 4, 4), classes=3),
+    Case((2, 3, 4, 5), classes=2, dtype=torch.float64, contiguous=False),
+)
 
 
 def check_attack(attack: Callable[..., Tensor]) -> None:
-    """An attack returns x_adv like x, inside ball and box, leaves x, y and the model alone, and obeys its rng."""
+    """An attack returns x_adv like x, inside ball and box, leaves x, y and the model alone, and obeys its rng.
+
+    Under every norm; for a batch of one, rows and images, two classes and three, float32 and float64.
+    """
     for threat in THREATS:
-        for shape in SHAPES:
-            model = _network(shape, classes=3)
-            x = torch.rand(shape, generator=Generator().manual_seed(0))
-            y = torch.zeros(shape[0], dtype=torch.long)
-            kept, state = (x.clone(), y.clone()), _state(model)
-            first, second = (attack(model, x, y, threat=threat, rng=Generator().manual_seed(1)) for _ in range(2))
-            assert first.shape == x.shape, f"returned shape {list(first.shape)} for x {list(x.shape)}"
-            assert first.dtype == x.dtype, f"returned {first.dtype} for x {x.dtype}"
-            assert not first.requires_grad, "returned a tensor that requires grad; detach it"
-            same_inputs = torch.equal(x, kept[0]) and torch.equal(y, kept[1])
-            assert same_inputs, "changed its input x or y in place"
-            assert _same(state, _state(model)), "changed the model: mode, requires_grad, .grad or buffers"
-            moved = distance(x, first, threat).max().item()
-            assert moved <= threat.eps * (1 + 1e-4), f"left the ball: moved {moved:.4g} under {threat}"
-            low, high = threat.bounds
-            inside = first.min() >= low - 1e-6 and first.max() <= high + 1e-6
-            assert inside, f"left the box {threat.bounds}"
-            assert torch.equal(first, second), "the same rng gave two results; draw from rng alone"
+        for case in CASES:
+            _check_attack(attack, threat, case)
+
+
+def _check_attack(attack: Callable[..., Tensor], threat: ThreatModel, case: Case) -> None:
+    model, x = _network(case.shape, classes=case.classes).to(case.dtype), case.inputs()
+    y = torch.zeros(len(x), dtype=torch.long)
+    kept, state, drawn = (x.clone(), y.clone()), _state(model), torch.get_rng_state()
+    first, second = (attack(model, x, y, threat=threat, rng=Generator().manual_seed(1)) for _ in range(2))
+    assert first.shape == x.shape, f"returned shape {list(first.shape)} for x {list(x.shape)}"
+    assert first.dtype == x.dtype, f"returned {first.dtype} for x {x.dtype}"
+    assert not first.requires_grad, "returned a tensor that requires grad; detach it"
+    assert torch.equal(x, kept[0]), "changed its input x in place"
+    assert torch.equal(y, kept[1]), "changed its input y in place"
+    assert _same(state, _state(model)), "changed the model: mode, requires_grad, .grad, weights or buffers"
+    assert first.isfinite().all(), "returned values that are not finite"
+    moved = distance(x, first, threat).max().item()
+    assert moved <= threat.eps * (1 + 1e-4), f"left the ball: moved {moved:.4g} under {threat}"
+    low, high = threat.bounds
+    inside = first.min() >= low - 1e-6 and first.max() <= high + 1e-6
+    assert inside, f"left the box {threat.bounds}"
+    assert torch.equal(first, second), "the same rng gave two results; draw from rng alone"
+    assert torch.equal(drawn, torch.get_rng_state()), "drew from torch's own generator; draw from rng alone"
 
 
 def check_defence(defence: Callable[..., Tensor]) -> None:
@@ -86,12 +121,18 @@ def _network(shape: tuple[int, ...], *, classes: int) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         features = int(torch.tensor(shape[1:]).prod())
-        return nn.Sequential(nn.Flatten(), nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, classes)).eval()
+        layers = (nn.Linear(features, 16), nn.ReLU(), nn.Linear(16, classes), nn.BatchNorm1d(classes, affine=False))
+        return nn.Sequential(nn.Flatten(), *layers).eval()
 
 
 def _state(model: nn.Module) -> list[Any]:
-    return [(m.training,) for m in model.modules()] + [
-        (p.requires_grad, None if p.grad is None else p.grad.clone(), p.detach().clone()) for p in model.parameters()
+    return [
+        *((m.training,) for m in model.modules()),
+        *((b.clone(),) for b in model.buffers()),
+        *(
+            (p.requires_grad, None if p.grad is None else p.grad.clone(), p.detach().clone())
+            for p in model.parameters()
+        ),
     ]
 
 

@@ -1,17 +1,34 @@
+from functools import partial
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
 from tasks.attacks import ATTACKS
+from tasks.attacks.threat import Norm
 from tasks.data import digits, two_kinds_of_feature
 from tasks.defences import DEFENCES
 from tasks.models import MODELS
-from tests.contracts import check_attack, check_dataset, check_defence, check_model
+from tests.contracts import CASES, THREATS, check_attack, check_dataset, check_defence, check_model
+
+SHORT = {  # a contract is kept or broken within a few steps
+    "apgd-ce": {"steps": 20},
+    "hopskipjump": {"queries": 120},
+    "sigma-zero": {"steps": 30},
+    "square": {"queries": 120},
+}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_keeps_its_contract(name):
-    check_attack(ATTACKS[name])
+    check_attack(partial(ATTACKS[name], **SHORT.get(name, {})))
+
+
+def test_the_contract_of_attacks_covers_every_norm_with_a_bound():
+    assert {threat.norm for threat in THREATS} == set(get_args(Norm)) - {"unbounded"}
+    assert {case.contiguous for case in CASES} == {True, False}
+    assert all(case.inputs().is_contiguous() == case.contiguous for case in CASES)
 
 
 @pytest.mark.parametrize("name", DEFENCES)
@@ -53,6 +70,39 @@ def _trains(model, x, y, *, threat, rng):
     return x.clone()
 
 
+def _leaves_ball_in_pixels(model, x, y, *, threat, rng):
+    return 1 - x if threat.norm == "l0-pixels" else x.clone()
+
+
+def _relabels(model, x, y, *, threat, rng):
+    y.add_(1)
+    return x.clone()
+
+
+def _calibrates(model, x, y, *, threat, rng):
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.add_(1)
+    return x.clone()
+
+
+def _keeps_the_graph(model, x, y, *, threat, rng):
+    return x.clone().requires_grad_()
+
+
+def _rounds(model, x, y, *, threat, rng):
+    return x.float()
+
+
+def _divides_by_zero(model, x, y, *, threat, rng):
+    return x * float("nan")
+
+
+def _seeds(model, x, y, *, threat, rng):
+    torch.manual_seed(0)
+    return (x + 0.01 * (torch.rand_like(x) - x)).clamp(0, 1) if threat.norm[:2] != "l0" else x.clone()
+
+
 def _draws_elsewhere(model, x, y, *, threat, rng):
     return (x + 0.01 * (torch.rand_like(x) - x)).clamp(0, 1)
 
@@ -63,9 +113,16 @@ def _draws_elsewhere(model, x, y, *, threat, rng):
         (_grows, "shape"),
         (_leaves_ball, "left the ball"),
         (_leaves_box, "left the box"),
-        (_in_place, "in place"),
+        (_in_place, "input x in place"),
         (_trains, "changed the model"),
-        (_draws_elsewhere, "rng"),
+        (_leaves_ball_in_pixels, "left the ball: .* L0 in pixels"),
+        (_relabels, "its input y in place"),
+        (_calibrates, "changed the model"),
+        (_keeps_the_graph, "requires grad"),
+        (_rounds, "torch.float32 for x torch.float64"),
+        (_divides_by_zero, "not finite"),
+        (_draws_elsewhere, "two results; draw from rng"),
+        (_seeds, "torch's own generator"),
     ],
 )
 def test_a_broken_promise_of_an_attack_is_named(attack, complaint):

@@ -65,16 +65,22 @@ def restarts(search: Search, rows: Tensor, *, starts: str = "toward nearest bloc
     """
     wide = WIDE.get(search.threat.norm)
     turn = int(search.tried("restarts", rows).amin())
-    begun = [_start(search, rows, start) for start in starts.split()]
+    begun = [_start(search, rows, start) for start in known_starts(starts)]
     targets, deltas = (torch.cat(parts) for parts in zip(*begun, strict=True))
     several, move = rows.repeat(len(begun)), _climb(search, steps, wide=wide[turn % len(wide)] if wide else 1.0)
     run_rows(search, several, targets, deltas, move, steps=steps, inside=wide is None)
 
 
+def known_starts(starts: str) -> list[str]:
+    """The names in `starts`. Raises WrongInput for one that nobody knows, and for none."""
+    names = starts.split()
+    if not names or set(names) - set(STARTS):
+        raise WrongInput(f"starts={starts!r} must name some of {', '.join(STARTS)}. Write e.g. 'toward nearest'.")
+    return names
+
+
 def _start(search: Search, rows: Tensor, start: str) -> tuple[Tensor, Tensor]:
-    """A target [R] and a perturbation [R, ...] for each sample. Raises WrongInput for an unknown start."""
-    if start not in STARTS:
-        raise WrongInput(f"starts={start!r} is none of {', '.join(STARTS)}. Write e.g. 'toward nearest'.")
+    """A target [R] and a perturbation [R, ...] for each sample."""
     before, within = search.tried(f"restarts/{start}", rows), search.within(rows)
     ranked = _ranked(search, rows)
     named = ranked.gather(1, (before % ranked.shape[1]).unsqueeze(1)).squeeze(1)

@@ -55,6 +55,21 @@ def limits(x: Tensor, threat: ThreatModel) -> Limits:
     return low, high
 
 
+def within_radius(box: Limits, threat: ThreatModel, eps: Radius) -> Limits:
+    """The box, and in L-inf also the ball of this radius, as limits on delta."""
+    if threat.norm != "linf":
+        return box
+    reach = eps * _scale(threat, box[0])
+    return torch.maximum(box[0], -reach), torch.minimum(box[1], reach)
+
+
+def dual_length(slope: Tensor, threat: ThreatModel) -> Tensor:
+    """How fast a linear function with this slope changes per unit of the threat's norm: [B]."""
+    order = {"linf": 1.0, "unbounded": 1.0, "l2": 2.0}.get(threat.norm, float("inf"))
+    length: Tensor = torch.linalg.vector_norm((slope * _scale(threat, slope)).flatten(1), ord=order, dim=1)
+    return length
+
+
 def project(delta: Tensor, threat: ThreatModel, within: Limits, eps: Radius | None = None) -> Tensor:
     """The nearest perturbation, in the threat's scale, inside ball and limits. eps: the ball's, if not the threat's.
 
@@ -72,7 +87,7 @@ def project(delta: Tensor, threat: ThreatModel, within: Limits, eps: Radius | No
     if threat.norm == "l1":
         return _shrink(delta, within, eps)
     clipped = delta.clamp(low, high)
-    return clipped * _strongest(clipped.square(), threat)
+    return clipped * _strongest(clipped * (2 * delta - clipped), threat)
 
 
 def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | None = None) -> Tensor:
@@ -86,6 +101,7 @@ def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | N
     if threat.norm in ("linf", "unbounded"):
         return corner
     if threat.norm == "l2":
+        slope = _unit(slope)
         return _fill(slope / l2(slope) * eps, within, eps, largest=float("inf"))
     gain, room = slope.abs(), corner.abs()
     if threat.norm == "l1":
@@ -104,10 +120,11 @@ def uphill(grad: Tensor, threat: ThreatModel, delta: Tensor | None = None, withi
         return grad.sign() * _scale(threat, grad) if threat.scale else grad.sign()
     if threat.scale:
         grad = grad * _scale(threat, grad)
+    grad = free = _unit(grad)
     if delta is not None and within is not None:
         blocked = ((delta >= within[1]) & (grad > 0)) | ((delta <= within[0]) & (grad < 0))
-        grad = grad.masked_fill(blocked, 0.0)
-    step = grad / l2(grad)
+        free = grad.masked_fill(blocked, 0.0)
+    step = grad / l2(free)
     return step * _scale(threat, grad) if threat.scale else step
 
 
@@ -151,7 +168,7 @@ def sample(x: Tensor, threat: ThreatModel, rng: Generator) -> Tensor:
     radius = per_sample(torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype), like=x)
     direction = torch.empty_like(x).normal_(generator=rng)
     if threat.norm == "l2":
-        return project(threat.eps * radius * direction / l2(direction), threat, within)
+        return project(threat.eps * radius * direction / l2(direction) * _scale(threat, x), threat, within)
     return radius.clamp_min(0.5) * farthest(direction, threat, within)
 
 
@@ -166,6 +183,8 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
         scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
         return scale * to_hyperplane(slope * scale, drop, plain, (low / scale, high / scale))
     corner = torch.where(slope > 0, low, torch.where(slope < 0, high, torch.zeros_like(low)))
+    steepest = _steepest(slope)
+    slope, drop = slope / per_sample(steepest, like=slope), drop / steepest
     gain, room, wanted = slope.abs(), corner.abs(), per_sample(drop, like=slope)
     if threat.norm == "l2":
         amount, free = torch.zeros_like(gain), gain > 0
@@ -178,11 +197,22 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
     if threat.norm in ("linf", "unbounded"):
         return torch.minimum(room, per_sample(_level(gain, room, drop), like=room)) * corner.sign()
     worth = gain if threat.norm == "l1" else gain * room
-    order = worth.flatten(1).argsort(1, descending=True)
+    if threat.norm == "l0-pixels" and worth.ndim > 2:
+        worth = worth.sum(1, keepdim=True).expand_as(worth)
+    order = worth.flatten(1).argsort(dim=1, descending=True, stable=True)
     gains, rooms = gain.flatten(1).gather(1, order), room.flatten(1).gather(1, order)
     before = (gains * rooms).cumsum(1) - gains * rooms
     spent = torch.minimum((drop.unsqueeze(1) - before).clamp_min(0) / gains.clamp_min(TINY), rooms)
     return torch.zeros_like(spent).scatter(1, order, spent).view_as(slope) * corner.sign()
+
+
+def _unit(slope: Tensor) -> Tensor:
+    """The slope with its steepest feature at 1, so that its square neither vanishes nor overflows."""
+    return slope / per_sample(_steepest(slope), like=slope)
+
+
+def _steepest(slope: Tensor) -> Tensor:
+    return slope.flatten(1).abs().amax(1).clamp_min(torch.finfo(slope.dtype).tiny)
 
 
 def _fill(direction: Tensor, within: Limits, eps: Radius, *, largest: float) -> Tensor:
@@ -248,7 +278,8 @@ def _length(delta: Tensor, threat: ThreatModel) -> Tensor:
     if threat.norm == "l0-pixels":
         changed = (delta != 0).any(1) if delta.ndim > 2 else delta != 0
         return changed.flatten(1).sum(1).to(delta.dtype)
-    return delta.flatten(1).norm(p=1 if threat.norm == "l1" else 2, dim=1)
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=1 if threat.norm == "l1" else 2, dim=1)
+    return length
 
 
 def _scale(threat: ThreatModel, like: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def run_rows(
             going &= ~there | (margin.detach() <= halfway.quantile(CUT))
         keep = going.nonzero().flatten()
         if len(keep):
-            grad = _slope(margin[keep].sum(), x_adv)
+            grad = slope(margin[keep].sum(), x_adv)
             at = At(s[keep], d[keep], grad[keep], margin[keep].detach(), i[keep])
             d = move(at)
         else:
@@ -185,7 +185,7 @@ def run_rows(
         s, t, i = s[keep], t[keep], i[keep] + 1
 
 
-def _slope(value: Tensor, x_adv: Tensor) -> Tensor:
+def slope(value: Tensor, x_adv: Tensor) -> Tensor:
     """The gradient; zero where the model passes none on, as behind a detached or an integer operation."""
     if not value.requires_grad:
         return torch.zeros_like(x_adv)

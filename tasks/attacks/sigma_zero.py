@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tasks.attacks.geometry import distance, inside, limits, moved, per_sample
-from tasks.attacks.search import margins
+from tasks.attacks.search import margins, slope
 from tasks.attacks.threat import ThreatModel
 
 
@@ -18,15 +18,29 @@ def sigma_zero(
     threat: ThreatModel,
     rng: Generator,  # noqa: ARG001
     steps: int = 100,
-    sigma: float = 1e-3,
-    threshold: float = 0.3,
-    lr: float = 1.0,
 ) -> Tensor:
     """Cina et al., 2025, https://arxiv.org/abs/2402.01879: x [B, ...], y [B] -> x_adv [B, ...].
 
+    The sparsest change found that fools, brought into the ball. Draws nothing from rng.
+    """
+    return inside(x, sparsest(model, x, y, threat=threat, steps=steps)[1], threat)
+
+
+def sparsest(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    steps: int = 100,
+    sigma: float = 1e-3,
+    threshold: float = 0.3,
+    lr: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """(distance [B], x_adv [B, ...]): the fewest changes found that fool; infinite, and the last point, where none did.
+
     Descends on the margin plus a smooth count of the changed features, with gradients scaled to 1 in L-inf, and sets
-    changes below a threshold that adapts to zero. Draws nothing from rng. Returns the sparsest input that fools,
-    brought into the ball.
+    changes below a threshold that adapts to zero.
     """
     low, high = limits(x, threat.model_copy(update={"norm": "unbounded"}))
     delta, cut = torch.zeros_like(x), torch.full((len(x),), threshold, dtype=x.dtype, device=x.device)
@@ -36,9 +50,9 @@ def sigma_zero(
         rate = lr * (1 + math.cos(math.pi * i / steps)) / 2
         leaf = delta.detach().requires_grad_()
         x_adv = moved(x, leaf, threat)
-        margin = margins(model(x_adv), y)
+        margin = margins(model(x_adv).float(), y)
         smooth = (leaf.square() / (leaf.square() + sigma)).flatten(1).sum(1) / features
-        (grad,) = torch.autograd.grad((margin.clamp_min(0) + smooth).sum(), leaf)
+        grad = slope((margin.clamp_min(0) + smooth).sum(), leaf)
         wrong = margin.detach() < 0
         count = distance(x, x_adv.detach(), threat)
         better = wrong & (count < fewest)
@@ -48,6 +62,4 @@ def sigma_zero(
         delta = (delta - rate * grad).clamp(low, high)
         cut = (cut + torch.where(wrong, 0.01 * rate, -0.01 * rate)).clamp(0, 1)
         delta = delta.masked_fill(delta.abs() < per_sample(cut, like=delta), 0.0)
-    found = fewest <= threat.eps
-    last = torch.where(per_sample(fewest.isfinite(), like=x), best, moved(x, delta, threat))
-    return torch.where(per_sample(found, like=x), best, inside(x, last, threat)).detach()
+    return fewest, torch.where(per_sample(fewest.isfinite(), like=x), best, moved(x, delta, threat))

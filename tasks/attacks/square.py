@@ -16,26 +16,30 @@ def square(
 ) -> None:
     """Change one random window at a time and keep what lowers the margin. At most `queries` passes a sample in all.
 
+    The look at the sample itself counts as one of them.
+
     Andriushchenko et al., 2020, https://arxiv.org/abs/1912.00049. p is the first window's share of the input; it
     halves along the horizon, again and again. A sample's first try starts at stripes; each try makes `burst` queries
     and goes on from the best point so far. Outside of L-inf the window's content joins the direction along which the
     ball is filled.
     """
     before = search.tried("square", rows)
-    rows, before = rows[before * burst < queries], before[before * burst < queries]
+    rows, before = rows[before * burst < queries - 1], before[before * burst < queries - 1]
     delta = search.nearest[rows] - search.x[rows]
     stripes = farthest(pattern(search, rows, stripes=True), search.threat, search.within(rows))
     delta = torch.where(per_sample(before > 0, like=delta), delta, stripes)
-    best, query = torch.full((len(rows),), float("inf"), device=rows.device), 0
-    while query < min(burst, queries):
-        left = ((~search.fooled[rows]) & (before * burst + query < queries)).nonzero().flatten()
+    best = torch.where(before > 0, search.margin[rows], torch.full_like(search.margin[rows], float("inf")))
+    most, query = queries - 1, 0  # one has gone to the sample itself
+    while query < min(burst, most):
+        left = ((~search.fooled[rows]) & (before * burst + query < most)).nonzero().flatten()
         if not len(left):
             return
-        abreast = max(1, min(ABREAST // len(left), burst - query, queries - int(before.max()) * burst - query))
+        abreast = max(1, min(ABREAST // len(left), burst - query, most - int(before[left].max()) * burst - query))
+        abreast = abreast if query else 1
         many = left.repeat_interleave(abreast)
-        tried = delta[many]
-        if query:
-            tried = _changed(search, rows[many], tried, _window_share(before[many] * burst + query, horizon, p))
+        tried = _changed(search, rows[many], delta[many], _window_share(before[many] * burst + query, horizon, p))
+        if not query:
+            tried = torch.where(per_sample(before[many] > 0, like=tried), tried, delta[many])
         margin, choice = _look(search, rows[many], tried).view(len(left), abreast).min(1)
         tried = tried[torch.arange(len(left), device=rows.device) * abreast + choice]
         better = margin < best[left]

@@ -15,6 +15,7 @@ from tasks.attacks import arms
 from tasks.attacks.apgd import apgd_ce
 from tasks.attacks.controls import noise, transfer
 from tasks.attacks.fgsm import fgsm
+from tasks.attacks.fmn import fmn
 from tasks.attacks.hopskipjump import hopskipjump
 from tasks.attacks.pgd import pgd
 from tasks.attacks.search import Search
@@ -31,6 +32,7 @@ Arm = Callable[..., None]
 ARMS: dict[str, Arm] = {
     "classes": arms.classes,
     "fab": arms.fab,
+    "fmn": fmn,
     "margin": arms.margin,
     "restarts": arms.restarts,
     "square": square,
@@ -112,6 +114,8 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
                     f"attack {self.name!r} has no parameter {key!r}.{did_you_mean(key, known)} "
                     f"It takes: {', '.join(known) or 'none'}."
                 )
+        if "starts" in known:
+            arms.known_starts(str(self.params.get("starts", known["starts"])))
         return attack
 
 
@@ -165,13 +169,15 @@ SUITES: dict[str, Suite] = {
     "quick": Suite(
         name="quick",
         attacks=(
-            _row("margin", {"steps": 6}),
+            _row("margin", {"steps": 6}, norms=FLAT),
+            _row("margin", {"steps": 10}, norms=LONG),
             _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5}, share=1.0),
-            _drawn("restarts", {"starts": "toward nearest", "steps": 10}),
-            _drawn("square", {"queries": 40, "burst": 20, "horizon": 40}, share=0.03),
+            _drawn("restarts", {"starts": "toward nearest", "steps": 10}, share=0.04, norms=FLAT),
+            _drawn("restarts", {"starts": "toward", "steps": 16}, share=0.1, norms=LONG),
+            _drawn("square", {"queries": 100, "burst": 50, "horizon": 100}, share=0.02),
         ),
         again=0.25,
-        passes=22,
+        passes=14,
     ),
     "standard": Suite(
         name="standard",
@@ -181,19 +187,32 @@ SUITES: dict[str, Suite] = {
             _row("sigma-zero", {"steps": 100}, norms=SPARSE),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0),
             _drawn("restarts", {"starts": "toward nearest blocks noise", "steps": 20}, share=0.05, norms=FLAT),
-            _drawn("restarts", {"starts": "nearest", "steps": 40}, share=0.02, norms=FLAT),
+            _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=FLAT),
             _drawn("fab", {"steps": 15, "count": 2}, share=0.02, norms=FLAT),
             _drawn("restarts", {"starts": "toward", "steps": 20}, norms=LONG),
             _drawn("restarts", {"starts": "nearest noise", "steps": 80}, share=0.08, norms=LONG),
-            _drawn("fab", {"steps": 40, "count": 1}, share=0.04, norms=LONG),
+            _drawn("fmn", {"steps": 30}, share=0.08, norms=LONG),
+            _spare("fab", {"steps": 40, "count": 1}, share=0.03, norms=LONG),
             _drawn("square", {"queries": 1000, "burst": 50, "horizon": 300}, share=0.03),
             _spare("restarts", {"starts": "toward", "steps": 14}, norms=FLAT),
             _spare("restarts", {"starts": "nearest", "steps": 20}),
             _spare("restarts", {"starts": "blocks stripes", "steps": 20}, norms=FLAT),
             _spare("restarts", {"starts": "noise", "steps": 40}, norms=FLAT),
+            _spare("apgd-ce", {"steps": 100}, share=0.05, norms=FLAT),
         ),
-        again=1.0,
+        again=0.5,
         passes=600,
+    ),
+    "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
+        name="warm",
+        attacks=(
+            _row("restarts", {"starts": "nearest", "steps": 12}, norms=LONG),
+            _drawn("restarts", {"starts": "nearest", "steps": 5}, share=0.16),
+            _drawn("restarts", {"starts": "toward nearest", "steps": 8}, share=0.01, norms=FLAT),
+            _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.03, norms=LONG),
+        ),
+        again=0.1,
+        passes=5,
     ),
     "deep": Suite(
         name="deep",

@@ -71,6 +71,8 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
             )
         if self.norm.startswith("l0") and (self.eps < 1 or self.eps != int(self.eps)):
             raise ValueError(f"eps={self.eps:g} in L0 is a number of changes. Write a whole number, 1 or more.")
+        if self.norm == "unbounded" and self.scale is not None:
+            raise ValueError("scale means nothing where there is no bound. Leave it out, or write norm='linf'.")
         if self.mask is not None and not any(self.mask):
             raise ValueError("mask lets the attacker change nothing. Write true for one feature at least.")
         if self.mask and self.scale and len(self.mask) != len(self.scale):

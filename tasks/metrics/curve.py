@@ -1,17 +1,23 @@
-"""Robust accuracy against eps."""
+"""Robust accuracy against eps, over the whole range, from one search for the smallest perturbations."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from tasks.attacks import AttackConfig, Suite, ThreatModel
-from tasks.metrics.outcomes import Outcomes, measure
+from tasks.attacks import ThreatModel
+from tasks.attacks.fmn import minimum_norm
+from tasks.attacks.geometry import distance
+from tasks.metrics.cell import BLOCK
+from tasks.metrics.isolation import untouched
+from tasks.metrics.outcomes import AttackOutcome, Outcomes
 from tasks.metrics.statistics import Share
 
-MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of the threat model's eps
-ALONG_THE_CURVE = Suite(name="curve", attacks=(AttackConfig(name="pgd", params={"steps": 10}),))
+MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of eps; up to where nothing stands
+NEARBY, ELSEWHERE = 20, 10  # steps from the nearest point known, and from halfway to a sample of another class
+NAME = "minimum-norm"  # of the search's row among the attacks
 
 
 class CurvePoint(BaseModel, frozen=True, extra="forbid"):
@@ -23,34 +29,93 @@ class CurvePoint(BaseModel, frozen=True, extra="forbid"):
 
 def security_curve(
     model: nn.Module, x: Tensor, y: Tensor, *, outcomes: Outcomes, confidence: float = 0.95
-) -> tuple[CurvePoint, ...]:
-    """Points from eps 0 to twice the threat model's eps; at eps itself the suite's own number.
+) -> tuple[Outcomes, tuple[CurvePoint, ...]]:
+    """The outcomes with what the search found besides, and points from eps 0 to where no sample stands.
 
-    Between them PGD with 10 steps. What fools at one radius fools at every larger one, so the curve never rises.
+    For every sample that is classified correctly, the smallest perturbation that fools is looked for from the nearest
+    point that the suite met, and from halfway to a sample of another class; the curve at eps is the share of samples
+    whose smallest one is longer. A sample that falls within the threat's eps here, after standing against the suite,
+    counts as fooled, so that the curve and the headline agree where they meet. An unbounded threat has no curve.
     """
-    threat, n = outcomes.threat, len(y)
-    points = [CurvePoint(eps=0.0, robust=_share(outcomes.clean_correct, n, confidence))]
-    fooled = ~outcomes.clean_correct
+    threat = outcomes.threat
+    if threat.norm == "unbounded":
+        return outcomes, ()
+    outcomes, away = _searched(model, x, y, outcomes)
+    points = [CurvePoint(eps=0.0, robust=_standing(away, 0.0, confidence))]
     for radius in _radii(threat):
-        if radius == threat.eps:
-            fooled = fooled | outcomes.fooled
-        else:
-            standing = (~fooled).nonzero().flatten()
-            if len(standing):
-                wider = threat.model_copy(update={"eps": radius})
-                found = measure(
-                    model, x[standing], y[standing], threat=wider, suite=ALONG_THE_CURVE, seed=outcomes.seed
-                )
-                fooled = fooled.index_put((standing,), found.fooled)
-        points.append(CurvePoint(eps=radius, robust=_share(~fooled, n, confidence)))
-    return tuple(points)
+        points.append(CurvePoint(eps=radius, robust=_standing(away, radius, confidence)))
+        if points[-1].robust.value == 0.0:
+            break
+    return outcomes, tuple(points)
+
+
+def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tuple[Outcomes, Tensor]:
+    """The outcomes with the search as one more attack, and each sample's smallest fooling distance, [N]."""
+    threat, device, dtype = outcomes.threat, *_home(model, x)
+    x, y, nearest = x.detach().to(device, dtype), y.to(device), outcomes.nearest.to(device)
+    correct, fooled = outcomes.clean_correct.to(device), outcomes.fooled.to(device)
+    away, x_adv = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone()
+    with untouched(model) as meter:
+        meter.draws = outcomes.draws
+        torch.manual_seed(outcomes.seed)
+        for rows in correct.nonzero().flatten().split(BLOCK):
+            begin = {NEARBY: nearest[rows], ELSEWHERE: (x[rows] + _of_another_class(x, y, rows)) / 2}
+            found = [
+                minimum_norm(meter, x[rows], y[rows], threat=threat, steps=steps, start=start)
+                for steps, start in begin.items()
+            ]
+            closer = found[1][0] < found[0][0]
+            away[rows] = torch.minimum(found[0][0], found[1][0])
+            best = torch.where(closer.view(-1, *[1] * (x.ndim - 1)), found[1][1], found[0][1])
+            fell = (away[rows] <= threat.eps) & ~fooled[rows]
+            x_adv[rows[fell]] = best[fell]
+        with torch.no_grad():
+            prediction = torch.cat([meter(part).argmax(1) for part in x_adv.split(BLOCK)])
+    known = outcomes.fooled.to(device) & correct
+    late = (prediction != y) & ~fooled & (distance(x, x_adv, threat) <= threat.eps) & correct
+    away[known] = torch.minimum(away[known], distance(x, x_adv, threat)[known])
+    away[correct & ~known & ~late] = away[correct & ~known & ~late].clamp_min(threat.eps * (1 + 1e-6))
+    row = AttackOutcome(
+        name=NAME,
+        tried=(correct & ~fooled).cpu(),
+        fooled=late.cpu(),
+        forward_samples=meter.forward_samples,
+        backward_samples=meter.backward_samples,
+    )
+    late = late.cpu()
+    merged = replace(
+        outcomes,
+        fooled=outcomes.fooled | late,
+        x_adv=torch.where(late.view(-1, *[1] * (x.ndim - 1)), x_adv.cpu(), outcomes.x_adv),
+        prediction=torch.where(late, prediction.cpu(), outcomes.prediction),
+        attacks=(*outcomes.attacks, row),
+        forward_samples=outcomes.forward_samples + meter.forward_samples,
+        backward_samples=outcomes.backward_samples + meter.backward_samples,
+    )
+    return merged, away.cpu()
+
+
+def _of_another_class(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    """For each of these samples the nearest one with another label, or itself where there is none: [R, ...]."""
+    away = torch.cdist(x[rows].flatten(1), x.flatten(1)).masked_fill(y[rows, None] == y, float("inf"))
+    gap, other = away.min(1)
+    return x[torch.where(gap.isfinite(), other, rows)]
+
+
+def _home(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
+    return parameter.device, parameter.dtype
 
 
 def _radii(threat: ThreatModel) -> Sequence[float]:
+    """The curve's radii, in ascending order; whole numbers in L0, and in L-inf no more than the input's range."""
     low, high = threat.bounds
-    largest = high - low if threat.norm == "linf" else float("inf")
-    return [threat.eps * m for m in MULTIPLES if m == 1.0 or threat.eps * m < largest]
+    radii = [threat.eps * m for m in MULTIPLES]
+    if threat.norm.startswith("l0"):
+        return sorted({max(1.0, float(round(radius))) for radius in radii})
+    largest = high - low if threat.norm == "linf" and threat.scale is None else float("inf")
+    return [radius for radius in radii if radius == threat.eps or radius < largest]
 
 
-def _share(held: Tensor, n: int, confidence: float) -> Share:
-    return Share.of(int(torch.count_nonzero(held)), n, confidence=confidence)
+def _standing(away: Tensor, radius: float, confidence: float) -> Share:
+    return Share.of(int((away > radius).sum()), len(away), confidence=confidence)

@@ -16,6 +16,7 @@ from tasks.metrics.isolation import Meter
 
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
 FEWEST = 8  # samples of a turn
+LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 
 
@@ -33,7 +34,7 @@ class Tally:
     turns: Tensor | None = None  # int64 [N]: how many of its turns each sample has had
     share: float = 0.0  # of the samples that stand: the size of its next turn
     spent: bool = False  # a turn of it passed nothing through the model: it has nothing left to try
-    lately: tuple[float, float] = (0.0, 0.0)  # flips and passes, older ones counting less
+    lately: tuple[float, float] = (0.0, 0.0)  # flips and passes, those before the last success counting less
     rng: Generator | None = field(default=None, repr=False)
 
     @property
@@ -74,23 +75,26 @@ class Engine:
     def _draw(self, group: list[Tally]) -> None:
         """Turns to the attack that lately earned the most flips per pass.
 
-        Ends when each but the spare ones has had one and a further `again` times the effort up to the last flip has
-        brought no other, so a model on which late turns still succeed is tried for longer. Effort is passes per sample
-        that stands.
+        Ends when each has had one and a further `again` times the effort up to the last flip has brought no other, so
+        a model on which late turns still succeed is tried for longer. Effort is passes per sample that stands. The
+        spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
         """
         effort = last_flip = 0.0
-        begun, waiting = self._spent(), sum(tally.config.samples == "drawn" for tally in group)
+        begun, stood, late = self._spent(), len(self.search.standing()), 0
         while standing := len(self.search.standing()):
             open_ = [t for t in group if t.error is None and not t.spent]
-            open_ = [t for t in open_ if waiting <= 0 or t.config.samples == "drawn"]
             most = self.suite.passes is not None and self._spent() - begun >= self.suite.passes * len(self.search.x)
-            if not open_ or most or (waiting <= 0 and effort - last_flip >= self.suite.again * last_flip):
+            spares = late >= LATE * stood
+            due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
+            if not open_ or most or (not due and effort - last_flip >= self.suite.again * last_flip):
                 return
-            tally, before = max(open_, key=lambda t: t.rate), self._spent()
-            waiting -= tally.turns is None
+            first_round = any(t.config.samples == "drawn" for t in due)
+            able = [t for t in open_ if t.config.samples == "drawn"] if first_round else open_
+            tally, before = max(able, key=lambda t: t.rate), self._spent()
             gained = self._turn(tally)
             effort += (self._spent() - before) / standing
             last_flip = effort if gained else last_flip
+            late += gained if tally is not group[0] else 0
             tally.spent = self._spent() == before
 
     def _turn(self, tally: Tally) -> int:
@@ -139,8 +143,9 @@ class Engine:
         tally.forward_samples += forward - passes[0]
         tally.backward_samples += backward - passes[1]
         tally.seconds += time.perf_counter() - started
-        cost = forward - passes[0] + 2 * (backward - passes[1])
-        tally.lately = (tally.lately[0] / 2 + float(flips.sum()), tally.lately[1] / 2 + cost)
+        gained, spent = float(flips.sum()), float(forward - passes[0] + backward - passes[1])
+        earlier = tally.lately[1] / 2 if gained else tally.lately[1]  # what brought nothing is not forgotten
+        tally.lately = tally.lately[0] / 2 + gained, earlier + spent
         return int(flips.sum())
 
     def _foreign(self, config: AttackConfig, rows: Tensor) -> None:

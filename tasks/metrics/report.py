@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.curve import CurvePoint, security_curve
-from tasks.metrics.outcomes import Outcomes, measure
+from tasks.metrics.outcomes import Outcomes, Precision, measure
 from tasks.metrics.statistics import Share
 
 
@@ -19,11 +19,12 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     """Which attacks run, under which threat models, on how many samples."""
 
     threats: tuple[ThreatModel, ...] = Field(min_length=1, description="each is measured and judged by itself")
-    suite: str = Field("standard", description="a named list of attacks: quick or standard")
+    suite: str = Field("standard", description="a named list of attacks: quick, standard or deep")
     attacks: tuple[AttackConfig, ...] = Field((), description="attacks of your own, run after the suite's")
     samples: int | None = Field(None, ge=1, description="how many samples of the split; all if empty")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
     seed: int = Field(0, ge=0)
+    precision: Precision = Field("auto", description="of the search; auto takes bf16 where a probe shows it is faster")
 
     def resolved_suite(self) -> Suite:
         """The suite with the user's own attacks behind it. Raises UnknownPart."""
@@ -61,6 +62,8 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
     forward_samples: int
     backward_samples: int
     seconds: float
+    precision: str = "fp32"
+    draws: int = Field(1, description="passes averaged for one answer; above 1 for a model that answers at random")
     problems: tuple[str, ...] = Field((), description="each of them voids the number")
 
     def held(self) -> np.ndarray:
@@ -100,6 +103,8 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
             forward_samples=outcomes.forward_samples,
             backward_samples=outcomes.backward_samples,
             seconds=outcomes.seconds,
+            precision=outcomes.precision,
+            draws=outcomes.draws,
             problems=outcomes.problems,
         )
 
@@ -169,8 +174,17 @@ def evaluate(
     """
     started, suite, results, reports = time.perf_counter(), config.resolved_suite(), [], []
     for threat in config.threats:
-        outcomes = measure(model, x, y, threat=threat, suite=suite, seed=config.seed, progress=progress)
-        curve = security_curve(model, x, y, outcomes=outcomes, confidence=config.confidence)
+        outcomes = measure(
+            model,
+            x,
+            y,
+            threat=threat,
+            suite=suite,
+            seed=config.seed,
+            precision=config.precision,
+            progress=progress,
+        )
+        outcomes, curve = security_curve(model, x, y, outcomes=outcomes, confidence=config.confidence)
         reports.append(ThreatReport.of(outcomes, curve=curve, confidence=config.confidence))
         results.append(outcomes)
     device = next((p.device.type for p in model.parameters()), "cpu")

@@ -11,6 +11,7 @@ from torch import nn
 from tasks.attacks import AttackConfig, ThreatModel
 from tasks.errors import ModelRejected, WrongInput
 from tasks.metrics import EvaluationConfig, RobustnessReport, Share, evaluate, measure, paired_loss, wilson
+from tasks.metrics.curve import ELSEWHERE, NEARBY
 from tasks.verdicts import Policy, judge
 
 LINF = ThreatModel(norm="linf", eps=0.1)
@@ -66,7 +67,9 @@ def test_passes_are_counted_exactly():
     found = measure(threshold_model(), X, Y, threat=LINF, suite=["fgsm", AttackConfig(name="pgd", params={"steps": 7})])
     assert (found.attacks[0].forward_samples, found.attacks[0].backward_samples) == (4 + 4, 4)
     assert (found.attacks[1].forward_samples, found.attacks[1].backward_samples) == (2 * 7 + 2, 2 * 7)
-    assert found.forward_samples == 5 + 8 + 16
+    shape, at_random, clean, judged_again = 2, 2 * 5, 5, 2  # what measure() itself asks
+    assert found.forward_samples == shape + at_random + clean + 8 + 16 + judged_again
+    assert found.backward_samples == 4 + 14
 
 
 def test_the_model_is_left_exactly_as_it_was():
@@ -95,9 +98,9 @@ def test_the_same_seed_gives_the_same_result_whatever_stands_beside_it():
     y = model(x).argmax(1)
     threat = ThreatModel(norm="l2", eps=0.2)
     whole, again = (measure(model, x, y, threat=threat, suite=["pgd"], seed=3) for _ in range(2))
-    first = measure(model, x[:256], y[:256], threat=threat, suite=["pgd"], seed=3)
+    first = measure(model, x[:512], y[:512], threat=threat, suite=["pgd"], seed=3)
     assert torch.equal(whole.x_adv, again.x_adv)
-    torch.testing.assert_close(whole.x_adv[:256], first.x_adv)
+    assert torch.equal(whole.x_adv[:512], first.x_adv)
     other = measure(model, x, y, threat=threat, suite=["pgd"], seed=4)
     assert not torch.equal(whole.x_adv, other.x_adv)
 
@@ -117,8 +120,9 @@ def test_an_attack_that_cheats_or_breaks_is_named_and_the_verdict_cannot_pass(at
     config = EvaluationConfig(threats=(LINF,), suite="quick", attacks=(AttackConfig(name=f"{HERE}:{attack}"),))
     report, (found,) = evaluate(threshold_model(), x, y, config)
     assert complaint in found.problems[0]
-    assert not found.attacks[-1].fooled.any()
-    assert [a.error for a in found.attacks[:-1]] == [None, None]
+    assert not found.fooled.any()
+    assert [a.name for a in found.attacks if a.error] == [f"{HERE}:{attack}"]
+    assert all(a.tried.all() for a in found.attacks if a.name in ("margin", "minimum-norm"))  # the others ran
     assert judge(report, Policy(floor=0, clean_floor=0, min_samples=1)).outcome == "cannot tell"
 
 
@@ -185,6 +189,18 @@ def test_the_curve_never_rises_meets_the_suite_and_is_right_at_every_point(repor
     away = (torch.rand(300, 1) - 0.5).abs()[:, 0]
     for point in curve:
         assert point.robust.value == pytest.approx((away >= point.eps).float().mean().item(), abs=0.004)
+
+
+def test_the_curve_runs_from_the_clean_model_to_where_nothing_stands_on_one_search_whatever_its_points(report):
+    (threat,) = report.threats
+    at = [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 2, 3, 4, 6]  # in eps; at 5 the box's end is reached
+    assert [point.eps for point in threat.curve] == pytest.approx([LINF.eps * multiple for multiple in at])
+    assert threat.curve[0].robust == threat.clean
+    assert [point.robust.value for point in threat.curve][-2:] == [pytest.approx(0.19, abs=0.05), 0.0]
+    (search,) = [row for row in threat.attacks if row.name == "minimum-norm"]
+    assert search is threat.attacks[-1]
+    steps = NEARBY + 1 + ELSEWHERE + 1  # a look at each start and after every step
+    assert (search.forward_samples, search.backward_samples) == (300 * (steps + 1), 300 * (NEARBY + ELSEWHERE))
 
 
 @pytest.mark.parametrize("change", ["data_digest", "split", "seed"])

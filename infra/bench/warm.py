@@ -1,0 +1,59 @@
+"""A second evaluation of a slightly changed model, begun at the first one's examples, against one from nothing.
+
+    REDOUBT_DATA=<folder with mnist/> .venv/bin/python infra/bench/warm.py
+
+The change is 200 more steps of the model's own adversarial training at a tenth of its rate. `warm` is suite "warm"
+from the first evaluation's nearest points; `cold` is suite "standard".
+"""
+
+import copy
+from functools import partial
+
+import ground
+import torch
+
+from tasks.defences import adversarial
+from tasks.metrics import measure
+
+CASES = (("digits-mlp-adv", 500), ("mnist-cnn-adv", 500), ("mnist-cnn-adv-l2", 250), ("phishing-mlp-adv", 500))
+SEEDS = 3
+
+
+def changed(name: str) -> torch.nn.Module:
+    """The model after a little more training."""
+    spec, model = ground.MODELS[name], copy.deepcopy(ground.model(name)).train()
+    x, y = ground.dataset(spec.data)("train")
+    optimiser = torch.optim.AdamW(model.parameters(), lr=spec.lr / 10)
+    rng = torch.Generator().manual_seed(1)
+    loss = partial(adversarial, steps=5)
+    for _ in range(200):
+        rows = torch.randint(len(x), (128,), generator=rng)
+        optimiser.zero_grad()
+        loss(model, x[rows], y[rows], threat=spec.threat, rng=rng).backward()
+        optimiser.step()
+    return model.eval()
+
+
+def main() -> None:
+    """Print a row per model and seed: robust accuracy and passes of both, and what the warm one costs."""
+    torch.set_num_threads(1)
+    heads = f"{'before':>8}{'cold':>8}{'warm':>8}{'cold passes':>13}{'warm':>8}{'cost':>7}"
+    print(f"{'model':18}{'threat':12}{'seed':>5}{heads}")
+    for name, n in CASES:
+        threat, (x, y) = ground.MODELS[name].threat, ground.images(name, n)
+        old, new = ground.model(name), changed(name)
+        for seed in range(SEEDS):
+            first = measure(old, x, y, threat=threat, seed=seed)
+            cold = measure(new, x, y, threat=threat, seed=seed)
+            known = {"warm": first.nearest, "precision": first.precision, "draws": first.draws}
+            warm = measure(new, x, y, threat=threat, seed=seed, suite="warm", **known)
+            cost = [(found.forward_samples + found.backward_samples) / n for found in (cold, warm)]
+            print(
+                f"{name:18}{threat!s:12}{seed:5}{first.robust_accuracy:8.3f}{cold.robust_accuracy:8.3f}"
+                f"{warm.robust_accuracy:8.3f}{cost[0]:13.1f}{cost[1]:8.1f}{cost[1] / cost[0]:7.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

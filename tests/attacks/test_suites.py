@@ -1,0 +1,97 @@
+"""Attacks and suites by name: what their digest follows, and what a wrong name is told."""
+
+from typing import get_args
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from tasks.attacks import ATTACKS, SUITES, AttackConfig, Suite, ThreatModel, as_suite
+from tasks.attacks.threat import Norm
+from tasks.errors import UnknownPart, WrongInput
+
+
+def sticker(model, x, y, *, threat, rng, size: int = 2):
+    return x.clone()
+
+
+def test_a_suite_s_digest_follows_parameters_and_order_but_not_the_name():
+    a, b = AttackConfig(name="pgd", params={"steps": 3}), AttackConfig(name="fgsm")
+    digest = Suite(name="x", attacks=(a, b)).digest
+    assert Suite(name="y", attacks=(a, b)).digest == digest
+    assert Suite(name="x", attacks=(b, a)).digest != digest
+    assert Suite(name="x", attacks=(AttackConfig(name="pgd", params={"steps": 4}), b)).digest != digest
+    assert as_suite(["pgd"]).digest == as_suite([AttackConfig(name="pgd", params={"steps": 40})]).digest
+    assert "source" in AttackConfig(name=f"{__name__}:sticker").resolved()
+
+
+@pytest.mark.parametrize(
+    ("suite", "hint"),
+    [
+        ("standrad", "Did you mean 'standard'"),
+        (["pdg"], "Did you mean 'pgd'"),
+        ([AttackConfig(name="pgd", params={"step": 3})], "Did you mean 'steps'"),
+        (["nowhere_at_all:x"], "no module"),
+        ([f"{__name__}:stiker"], "Did you mean 'sticker'"),
+    ],
+)
+def test_an_unknown_part_names_the_nearest(suite, hint):
+    with pytest.raises(UnknownPart, match=hint):
+        as_suite(suite)
+
+
+def test_an_empty_suite_is_refused():
+    with pytest.raises(WrongInput, match="measures nothing"):
+        as_suite([])
+
+
+@pytest.mark.parametrize("change", [{"again": 2.0}, {"passes": 10.0}, {"again": 2.0, "passes": 10.0}], ids=str)
+def test_a_suite_s_digest_follows_how_long_it_goes_on(change):
+    plain = Suite(name="x", attacks=(AttackConfig(name="square", samples="drawn"),))
+    other = Suite(**plain.model_dump() | change)
+    assert other.digest != plain.digest
+    assert Suite(**plain.model_dump() | change).digest == other.digest
+
+
+@pytest.mark.parametrize(
+    "change", [{"samples": "drawn"}, {"samples": "spare"}, {"share": 0.5}, {"norms": ("l2",)}], ids=str
+)
+def test_a_suite_s_digest_follows_who_is_given_which_samples(change):
+    row = AttackConfig(name="square")
+    other = Suite(name="x", attacks=(row.model_copy(update=change),))
+    assert other.digest != Suite(name="x", attacks=(row,)).digest
+
+
+def test_every_shipped_suite_is_told_apart_and_runs_under_every_norm():
+    assert len({suite.digest for suite in SUITES.values()}) == len(SUITES)
+    for suite in SUITES.values():
+        for norm in get_args(Norm):
+            rows = as_suite(suite).under(ThreatModel(norm=norm, eps=1 if norm.startswith("l0") else 0.1))
+            assert all(row.norms is None or norm in row.norms for row in rows)
+
+
+def test_a_suite_without_an_attack_for_the_norm_is_refused():
+    suite = Suite(name="mine", attacks=(AttackConfig(name="sigma-zero", norms=("l0",)),))
+    with pytest.raises(WrongInput, match="suite 'mine' holds no attack for L2"):
+        suite.under(ThreatModel(norm="l2", eps=0.1))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"again": 0}, {"passes": 0}, {"attacks": ()}, {"agian": 1}],
+    ids=["again", "passes", "attacks", "unknown"],
+)
+def test_a_suite_that_could_not_run_is_refused(fields):
+    with pytest.raises(ValidationError, match=next(iter(fields))):
+        Suite(**{"name": "x", "attacks": (AttackConfig(name="pgd"),)} | fields)
+
+
+@pytest.mark.parametrize("starts", ["", " ", "towards", "nearest towards", "noise,nearest"])
+def test_an_unknown_start_says_which_there_are_before_anything_runs(starts):
+    hint = r"must name some of nearest, toward, blocks, stripes, noise\. Write e\.g\. 'toward nearest'"
+    with pytest.raises(WrongInput, match=hint):
+        as_suite([AttackConfig(name="restarts", params={"starts": starts})])
+    model, x, y = nn.Linear(3, 2), torch.rand(4, 3), torch.zeros(4, dtype=torch.long)
+    with pytest.raises(WrongInput, match=hint):
+        ATTACKS["restarts"](model, x, y, threat=ThreatModel(eps=0.1), rng=torch.Generator(), starts=starts)

@@ -1,0 +1,33 @@
+"""A threat model is what papers write, and a wrong one says what to write."""
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.attacks import ThreatModel
+
+
+@pytest.mark.parametrize(("written", "eps"), [("8/255", 8 / 255), ("0.03", 0.03), (0.5, 0.5)])
+def test_a_radius_can_be_written_as_in_papers(written, eps):
+    assert ThreatModel(norm="linf", eps=written).eps == pytest.approx(eps)
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ({"eps": 8}, r"eps='8/255'"),
+        ({"eps": "lots"}, "no radius"),
+        ({"eps": "1/0"}, "no radius"),
+        ({"eps": 0.1, "bounds": (1, 0)}, "smallest value first"),
+        ({"eps": -0.1}, "greater than 0"),
+        ({"eps": 200, "norm": "l2"}, "8-bit"),
+        ({"norm": "unbounded", "scale": (0.5, 0.5)}, "no bound. Leave it out"),
+    ],
+)
+def test_a_wrong_radius_says_what_to_write(values, hint):
+    with pytest.raises(ValidationError, match=hint):
+        ThreatModel(**{"norm": "linf"} | values)
+
+
+def test_the_schema_says_that_eps_may_be_text():
+    kinds = {option["type"] for option in ThreatModel.model_json_schema()["properties"]["eps"]["anyOf"]}
+    assert kinds == {"number", "string"}

@@ -1,0 +1,440 @@
+"""The engine behind measure() against a reference, closed forms, and models that are hard to attack fairly."""
+
+import copy
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.attacks import ThreatModel, as_suite
+from tasks.attacks.fmn import minimum_norm
+from tasks.attacks.geometry import distance
+from tasks.attacks.suites import ARMS
+from tasks.data import digits
+from tasks.defences import adversarial, plain
+from tasks.metrics import EvaluationConfig, Outcomes, evaluate, measure
+from tasks.metrics.cell import BLOCK, attack_cell
+from tasks.metrics.curve import security_curve
+from tasks.metrics.isolation import untouched
+from tasks.models import TrainingConfig, fit
+from tasks.models.networks import digits_cnn, mlp
+
+LINF, L2 = ThreatModel(norm="linf", eps=0.15), ThreatModel(norm="l2", eps=0.6)  # where about half of the digits stand
+FEATURES = 6
+SMALL = ThreatModel(norm="linf", eps=0.05)  # for the linear models
+
+
+class Through(nn.Module):
+    """A model behind a function of its input, before one of its logits."""
+
+    def __init__(self, model: nn.Module, before: Callable = lambda x: x, after: Callable = lambda z: z) -> None:
+        super().__init__()
+        self.model, self.before, self.after = model, before, after
+
+    def forward(self, x):
+        return self.after(self.model(self.before(x)))
+
+
+def trained(model: nn.Module, defence, *, eps: float, epochs: int) -> nn.Module:
+    threat = ThreatModel(norm="linf", eps=eps)
+    config = TrainingConfig(model="its", threat=threat, epochs=epochs, lr=5e-3, device="cpu", precision="fp32")
+    fit(model, digits("train"), digits("select"), defence, config)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def hardened() -> nn.Module:
+    """About 0.85 clean and 0.44 under LINF."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return trained(mlp(64, 10), partial(adversarial, steps=5), eps=0.15, epochs=12)
+
+
+@pytest.fixture(scope="module")
+def cnn() -> nn.Module:
+    """Plainly trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return trained(digits_cnn(), plain, eps=0.1, epochs=5)
+
+
+@pytest.fixture(scope="module")
+def cold(hardened) -> Outcomes:
+    return measure(hardened, *shown(200), threat=LINF)
+
+
+def shown(count: int) -> tuple[Tensor, Tensor]:
+    x, y = digits("test")
+    return x[:count], y[:count]
+
+
+def linear(classes: int, features: int = FEATURES) -> nn.Linear:
+    """Every boundary meets in the middle of the box."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Linear(features, classes).requires_grad_(False)
+    model.bias.copy_(-0.5 * model.weight.sum(1))
+    return model
+
+
+def amid(model: nn.Module, count: int = 200) -> tuple[Tensor, Tensor]:
+    """Rows 0.3..0.7, so far from the box that no ball here meets it, and their classes."""
+    x = 0.5 + 0.1 * torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(1)).clamp(-2, 2)
+    return x, model(x).argmax(1)
+
+
+def boundary_distance(model: nn.Linear, x: Tensor, y: Tensor, threat: ThreatModel) -> Tensor:
+    """The smallest perturbation that changes the class, [B]: the gap over the slope's dual norm."""
+    slope = (model.weight - model.weight[y].unsqueeze(1)) * torch.tensor(threat.mask or (True,) * FEATURES)
+    logits = model(x)
+    dual = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}[threat.norm]
+    away = (logits.gather(1, y.unsqueeze(1)) - logits) / slope.norm(p=dual, dim=2).clamp_min(1e-12)
+    return away.scatter(1, y.unsqueeze(1), float("inf")).amin(1)
+
+
+def passes(found: Outcomes) -> int:
+    return found.forward_samples + found.backward_samples
+
+
+def assert_honest(model: nn.Module, x: Tensor, y: Tensor, found: Outcomes) -> None:
+    """What counts as fooled is misclassified, inside ball and box; what stands is as it was."""
+    threat, (low, high) = found.threat, found.threat.bounds
+    assert found.problems == ()
+    assert torch.equal(model(found.x_adv).argmax(1) != y, found.fooled)
+    assert distance(x, found.x_adv, threat).max() <= threat.eps * (1 + 1e-4)
+    assert low <= found.x_adv.min() <= found.x_adv.max() <= high
+    assert torch.equal(found.x_adv[~found.fooled], x[~found.fooled])
+
+
+# The reference
+
+
+@pytest.fixture(scope="module")
+def reference() -> Callable[..., int]:
+    """How many samples AutoAttack, standard, leaves standing: (model, x, y, threat) -> count. As in infra/bench."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "infra" / "bench"))
+    try:
+        from reference import _run
+    finally:
+        del sys.path[0]
+    return lambda model, x, y, threat: sum(_run(model, x, y, threat, 0).standing)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_standard_leaves_no_more_standing_than_autoattack(hardened, reference, threat):
+    """Of 500 samples, the first 150 of which are the reference's too."""
+    x, y = shown(500)
+    oracle = reference(hardened, x[:150], y[:150], threat)
+    assert 50 < oracle < 80  # the question was not trivial
+    for seed in range(3):
+        found = measure(hardened, x, y, threat=threat, seed=seed)
+        assert_honest(hardened, x, y, found)
+        assert (~found.fooled[:150]).sum() <= oracle, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    "masked",
+    [lambda m: Through(m, after=lambda z: 2000 * z), lambda m: Through(m, before=lambda x: (4 * x).round() / 4)],
+    ids=["saturated", "quantised"],
+)
+def test_masked_gradients_deceive_standard_no_more_than_autoattack(hardened, reference, masked):
+    model, (x, y) = masked(hardened), shown(40)
+    oracle = reference(model, x, y, LINF)
+    assert 5 < oracle < 35
+    for seed in range(3):
+        found = measure(model, x, y, threat=LINF, seed=seed)
+        assert_honest(model, x, y, found)
+        assert (~found.fooled).sum() <= oracle, f"seed {seed}"
+
+
+# Cells
+
+
+def one_cell(model: nn.Module, x: np.ndarray, y: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
+    """What a process of its own makes of one cell."""
+    torch.set_num_threads(1)
+    part = slice(number * BLOCK, (number + 1) * BLOCK)
+    with untouched(model) as meter:
+        of = {"threat": LINF, "suite": as_suite("standard"), "seed": 5, "number": number}
+        cell = attack_cell(meter, torch.from_numpy(x)[part], torch.from_numpy(y)[part], **of)
+    return cell.fooled.numpy(), cell.x_adv.numpy(), cell.nearest.numpy(), cell.margin.numpy(), cell.prediction.numpy()
+
+
+def test_cells_in_any_order_and_process_come_to_the_same_bits(hardened):
+    x, y = (part[:1030] for part in digits("train"))
+    whole = measure(hardened, x, y, threat=LINF, seed=5)
+    expected = [getattr(whole, what).numpy() for what in ("fooled", "x_adv", "nearest", "margin", "prediction")]
+    ask = partial(one_cell, hardened, x.numpy(), y.numpy())
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        elsewhere = pool.map(ask, range(2, -1, -1))  # last first, beside this process
+        here = [ask(number) for number in (2, 1, 0)]
+        for cells in (here, list(elsewhere)):
+            for of_cells, of_whole in zip(zip(*reversed(cells), strict=True), expected, strict=True):
+                assert np.array_equal(np.concatenate(of_cells), of_whole)
+
+
+# Precision and shapes
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("network", ["hardened", "cnn"])
+def test_a_search_in_bf16_finds_as_much_and_each_success_is_one_in_float32(network, threat, request):
+    model, (x, y) = request.getfixturevalue(network), shown(200)
+    coarse, fine = (measure(model, x, y, threat=threat, precision=kind) for kind in ("bf16", "fp32"))
+    assert (coarse.precision, fine.precision) == ("bf16", "fp32")
+    assert_honest(model, x, y, coarse)
+    assert coarse.robust_accuracy == pytest.approx(fine.robust_accuracy, abs=0.01)
+
+
+@pytest.mark.parametrize("threat", [SMALL, ThreatModel(norm="l2", eps=0.1), ThreatModel(norm="l1", eps=0.15)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_linear_model_in_any_precision_falls_where_it_must(dtype, threat):
+    model = linear(3).to(dtype).float()
+    x, y = amid(model)
+    away = boundary_distance(model, x, y, threat)
+    report, (found,) = evaluate(copy.deepcopy(model).to(dtype), x.to(dtype), y, EvaluationConfig(threats=(threat,)))
+    assert report.threats[0].problems == ()
+    assert found.fooled[away < 0.85 * threat.eps].all()
+    assert not found.fooled[(away > 1.15 * threat.eps) & found.clean_correct].any()
+    assert 20 < (found.fooled & found.clean_correct).sum() < 190
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda x: x.contiguous(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, x], dim=1)[:, 1],
+    ],
+    ids=["channels-last", "transposed", "strided"],
+)
+def test_how_the_input_lies_in_memory_does_not_matter(cnn, laid_out):
+    x, y = shown(60)
+    same = laid_out(x.expand(-1, 3, -1, -1).contiguous())
+    assert not same.is_contiguous()
+    model = Through(cnn, before=lambda x: x.mean(1, keepdim=True))
+    plainly, found = (measure(model, part, y, threat=LINF) for part in (same.contiguous(), same))
+    assert_honest(model, same, y, found)
+    assert torch.equal(found.fooled, plainly.fooled)
+
+
+def test_a_batch_of_one_and_one_without_a_correct_sample_are_measured(hardened):
+    x, y = shown(40)
+    wrong = (hardened(x).argmax(1) + 1) % 10
+    found = measure(hardened, x, wrong, threat=LINF)
+    assert (found.clean_accuracy, found.robust_accuracy) == (0, 0)
+    assert torch.equal(found.x_adv, x)
+    assert not any(row.tried.any() for row in found.attacks)
+    for row in range(3):
+        part = slice(row, row + 1)
+        assert_honest(hardened, x[part], y[part], measure(hardened, x[part], y[part], threat=LINF))
+
+
+# Awkward models
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 1e4])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_and_logits_of_any_size_fall_where_they_must_and_nowhere_else(classes, factor):
+    model = linear(classes)
+    x, y = amid(model)
+    away = boundary_distance(model, x, y, SMALL)
+    found = measure(Through(model, after=lambda z: factor * z), x, y, threat=SMALL)
+    assert_honest(model, x, y, found)
+    assert found.fooled[away < 0.99 * SMALL.eps].all()
+    assert not found.fooled[away > 1.01 * SMALL.eps].any()
+    assert 20 < found.fooled.sum() < 190
+
+
+def step_of_eight(x: Tensor) -> Tensor:
+    return (64 * x).floor() / 64
+
+
+@pytest.mark.parametrize(
+    "blind",
+    [
+        lambda m: Through(m, before=lambda x: x.detach()),
+        lambda m: Through(m, before=step_of_eight),
+        lambda m: Through(m, after=lambda z: z.detach() + 0 * z),
+    ],
+    ids=["detached", "steps", "zero"],
+)
+def test_a_model_without_a_gradient_falls_to_what_needs_none(blind):
+    model = linear(2)
+    x, y = amid(model)
+    away, blinded = boundary_distance(model, x, y, SMALL), blind(model)
+    found = measure(blinded, x, y, threat=SMALL)
+    assert_honest(blinded, x, y, found)
+    near = (away < 0.7 * SMALL.eps) & found.clean_correct
+    assert found.fooled[near].float().mean() > 0.95
+    (square,) = [row for row in found.attacks if row.name == "square"]
+    assert square.fooled.any()
+    assert all(row.error is None for row in found.attacks)
+
+
+def test_a_model_that_answers_at_random_is_judged_by_majority_and_the_same_each_time():
+    model = linear(3)
+    x, y = amid(model, count=100)
+    noisy = Through(model, before=lambda x: x + 0.1 * torch.randn_like(x))
+    found, again = (measure(noisy, x, y, threat=SMALL, suite="quick", seed=2) for _ in range(2))
+    assert found.draws > 1
+    assert found.problems == ()
+    assert torch.equal(found.x_adv, again.x_adv)
+    assert torch.equal(found.fooled, again.fooled)
+    rows = (found.fooled & found.clean_correct).nonzero().flatten()
+    assert 20 < len(rows) < 90
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        share = torch.stack([noisy(found.x_adv[rows]).argmax(1) != y[rows] for _ in range(500)]).float().mean(0)
+    assert (share > 0.5).float().mean() > 0.9
+    assert share.min() > 0.35  # the vote was of 30 draws
+
+
+class Busy(nn.Module):
+    """Convolution, batch statistics, dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+        self.head = nn.Linear(144, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def test_standard_leaves_a_model_in_training_as_it_was():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Busy().train()
+    model.body[3].eval()
+    model.head.bias.requires_grad_(False)
+    x, y = shown(60)
+    model(x).sum().backward()
+    before, state = copy.deepcopy(model), torch.get_rng_state()
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    measure(model, x, y, threat=LINF, suite="standard")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
+    for kept, now in zip(before.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(kept, now)
+    for parameter, grad in zip(model.parameters(), grads, strict=True):
+        assert (parameter.grad is None) == (grad is None)
+        assert grad is None or torch.equal(parameter.grad, grad)
+
+
+# What it costs
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("network", ["hardened", "cnn"])
+def test_quick_spends_at_most_forty_passes_a_sample(network, threat, request):
+    model, (x, y) = request.getfixturevalue(network), shown(200)
+    found = measure(model, x, y, threat=threat, suite="quick")
+    assert_honest(model, x, y, found)
+    assert passes(found) <= 40 * len(x)
+
+
+def test_a_warm_start_finds_all_of_it_again_for_less_than_half(hardened, cold):
+    x, y = shown(200)
+    again = measure(hardened, x, y, threat=LINF, suite="warm", warm=cold.nearest)
+    assert_honest(hardened, x, y, again)
+    assert again.fooled[cold.fooled].all()
+    assert passes(again) < passes(cold) / 2
+
+
+# The curve
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_smallest_perturbation_of_a_linear_model_has_the_dual_norm_s_length(norm):
+    """Two classes: among three, the one whose logit is nearest need not be the nearest."""
+    model, threat = linear(2), ThreatModel(norm=norm, eps=0.05)
+    x, y = amid(model)
+    away = boundary_distance(model, x, y, threat)
+    found, x_adv = minimum_norm(model, x, y, threat=threat)
+    near = away < 0.25  # else the box is in the way
+    assert near.sum() > 100
+    torch.testing.assert_close(found[near], away[near], rtol=0.02, atol=1e-6)
+    assert (found >= away * (1 - 1e-4)).all()
+    assert (model(x_adv).argmax(1) != y)[near].all()
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        ThreatModel(norm="linf", eps=0.02),
+        ThreatModel(norm="l2", eps=0.03),
+        ThreatModel(norm="l1", eps=0.05),
+        ThreatModel(norm="linf", eps=0.02, mask=(True, False, True, True, False, True)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(("classes", "above"), [(2, 0.0), (3, 0.03)])
+def test_the_curve_of_a_linear_model_is_the_share_beyond_each_radius(classes, above, threat):
+    """Among three classes, some distances are to another one than the nearest, and so somewhat too large."""
+    model = linear(classes)
+    x, y = amid(model)
+    away = boundary_distance(model, x, y, threat)
+    _, points = security_curve(model, x, y, outcomes=measure(model, x, y, threat=threat, suite="quick"))
+    assert points[0].robust.value == 1
+    for point in points[1:]:
+        if point.eps < 0.25:  # else the box is in the way
+            least, most = ((away > point.eps * by).float().mean().item() for by in (1.02, 0.98))
+            assert least - 1e-6 <= point.robust.value <= most + above + 1e-6, point
+
+
+def test_the_curve_in_l0_counts_features():
+    model = linear(2)
+    x = torch.rand(200, FEATURES, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    slope = model.weight[1 - y] - model.weight[y]
+    gains = (slope * torch.where(slope > 0, 1 - x, -x)).sort(1, descending=True).values.cumsum(1)
+    away = 1 + (gains < (model(x).gather(1, y[:, None]) - model(x).gather(1, 1 - y[:, None]))).sum(1)
+    threat = ThreatModel(norm="l0", eps=2)
+    _, points = security_curve(model, x, y, outcomes=measure(model, x, y, threat=threat))
+    assert all(point.eps == int(point.eps) for point in points)
+    for point in points:
+        assert point.robust.value == pytest.approx((away > point.eps).float().mean().item(), abs=0.02)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_the_curve_meets_the_suite_at_eps_and_comes_near_it_elsewhere(hardened, threat):
+    x, y = shown(200)
+    report, (found,) = evaluate(hardened, x, y, EvaluationConfig(threats=(threat,)))
+    (of_threat,) = report.threats
+    curve = {point.eps / threat.eps: point.robust for point in of_threat.curve}
+    assert curve[1.0] == of_threat.robust
+    assert found.robust_accuracy == pytest.approx(of_threat.robust.value)
+    for by in (0.5, 1.5):
+        fixed = measure(hardened, x, y, threat=threat.model_copy(update={"eps": by * threat.eps}))
+        assert curve[by].value == pytest.approx(fixed.robust_accuracy, abs=0.03)
+
+
+# An arm that lies
+
+
+def promises(search, rows, *, steps=8):
+    search.look(rows, 1 - search.x[rows], inside=True)
+
+
+def writes(search, rows, *, steps=8):
+    search.nearest[rows] = 1 - search.x[rows]
+    search.fooled[rows] = True
+
+
+@pytest.mark.parametrize("arm", [promises, writes])
+def test_an_arm_that_counts_what_is_out_of_reach_voids_the_number(arm, monkeypatch):
+    model = linear(2)
+    x, y = amid(model)
+    assert measure(model, x, y, threat=SMALL, suite=["margin"]).problems == ()
+    monkeypatch.setitem(ARMS, "margin", arm)
+    found = measure(model, x, y, threat=SMALL, suite=["margin"])
+    assert any("left the ball" in problem for problem in found.problems)
