@@ -1,5 +1,6 @@
 """What we measure and how we say it."""
 
+from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.outcomes import AttackOutcome, Outcomes, measure
 from tasks.metrics.report import (
     AttackRow,
@@ -14,6 +15,7 @@ from tasks.metrics.statistics import Share, paired_loss, wilson
 __all__ = [
     "AttackOutcome",
     "AttackRow",
+    "CurvePoint",
     "EvaluationConfig",
     "Outcomes",
     "RobustnessReport",
@@ -23,5 +25,6 @@ __all__ = [
     "evaluate",
     "measure",
     "paired_loss",
+    "security_curve",
     "wilson",
 ]
