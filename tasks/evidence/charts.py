@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Sequence
 
+from tasks.attacks.threat import NAMES
 from tasks.evidence.story import Chapter
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#8c6d1f")  # Okabe and Ito: told apart by everybody
@@ -34,7 +35,7 @@ def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
         axes.axhline(floor, color=INK, linestyle="--", linewidth=1, alpha=0.7)
         axes.annotate(f"floor {floor:.0%}", (1, floor), xycoords=("axes fraction", "data"), ha="right", va="bottom")
         axes.axvline(threat.eps, color=INK, linestyle=":", linewidth=1.2, alpha=0.8)
-        axes.set(xlabel=f"eps ({'L-inf' if threat.norm == 'linf' else 'L2'})", ylabel="accuracy", ylim=(-0.02, 1.02))
+        axes.set(xlabel=f"eps ({NAMES[threat.norm]})", ylabel="accuracy", ylim=(-0.02, 1.02))
         axes.set_xlim(left=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.grid(alpha=0.2)

@@ -1,5 +1,6 @@
 """Robust accuracy against eps, over the whole range, from one search for the smallest perturbations."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tup
     x, y, nearest = x.detach().to(device, dtype), y.to(device), outcomes.nearest.to(device)
     correct, fooled = outcomes.clean_correct.to(device), outcomes.fooled.to(device)
     away, x_adv = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone()
+    started = time.perf_counter()
     with untouched(model) as meter:
         meter.draws = outcomes.draws
         torch.manual_seed(outcomes.seed)
@@ -81,6 +83,7 @@ def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tup
         fooled=late.cpu(),
         forward_samples=meter.forward_samples,
         backward_samples=meter.backward_samples,
+        seconds=time.perf_counter() - started,
     )
     late = late.cpu()
     merged = replace(
@@ -91,6 +94,7 @@ def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tup
         attacks=(*outcomes.attacks, row),
         forward_samples=outcomes.forward_samples + meter.forward_samples,
         backward_samples=outcomes.backward_samples + meter.backward_samples,
+        seconds=outcomes.seconds + row.seconds,
     )
     return merged, away.cpu()
 

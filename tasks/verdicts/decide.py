@@ -85,9 +85,9 @@ def _sound(threat: ThreatReport) -> Check:
     name = f"attacks under {threat.threat}"
     if threat.problems:
         return Check(name=name, outcome="cannot tell", reason="; ".join(threat.problems))
-    if not threat.attacks:
-        return Check(name=name, outcome="cannot tell", reason="no attack ran")
-    names = ", ".join(row.name for row in threat.attacks)
+    names = ", ".join(row.name for row in threat.attacks if row.tried)
+    if not names:
+        return Check(name=name, outcome="cannot tell", reason=f"no attack tried a sample under {threat.threat}")
     return Check(name=name, outcome="pass", reason=f"{names} ran to the end under {threat.threat}")
 
 
