@@ -5,6 +5,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from tasks.attacks.geometry import ascend, inside, limits, moved, per_sample, sample
+from tasks.attacks.search import slope
 from tasks.attacks.threat import ThreatModel
 
 MOMENTUM = 0.75  # alpha in the paper
@@ -66,5 +67,5 @@ def _loss_and_grad(model: nn.Module, x_adv: Tensor, y: Tensor) -> tuple[Tensor, 
     leaf = x_adv.detach().requires_grad_()
     logits = model(leaf)
     loss = F.cross_entropy(logits, y, reduction="none")
-    (grad,) = torch.autograd.grad(loss.sum(), leaf)
+    grad = slope(loss.sum(), leaf)
     return loss.detach(), grad, logits.detach().argmax(1) != y

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tasks.attacks.geometry import ascend, limits, moved, per_sample, sample
-from tasks.attacks.search import margins
+from tasks.attacks.search import margins, slope
 from tasks.attacks.threat import ThreatModel
 from tasks.errors import WrongInput
 from tasks.lookup import imported
@@ -50,7 +50,7 @@ def transfer(
     within, x_adv = limits(x, threat), moved(x, sample(x, threat, rng), threat)
     for i in range(steps):
         leaf = x_adv.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(margins(other(leaf).float(), y).sum(), leaf)
+        grad = slope(margins(other(leaf).float(), y).sum(), leaf)
         share = 0.05 ** (i / max(steps - 1, 1))
         x_adv = moved(x, ascend(x_adv - x, -grad, threat, within, share), threat)
     return x_adv.detach()

@@ -1,10 +1,10 @@
 """The one-step attack."""
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from tasks.attacks.geometry import farthest, limits, moved
+from tasks.attacks.search import slope
 from tasks.attacks.threat import ThreatModel
 
 
@@ -15,5 +15,5 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Ge
     Draws nothing from rng.
     """
     leaf = x.detach().clone().requires_grad_()
-    (grad,) = torch.autograd.grad(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+    grad = slope(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
     return moved(x, farthest(grad, threat, limits(x, threat)), threat).detach()

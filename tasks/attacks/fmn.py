@@ -9,10 +9,10 @@ from tasks.attacks.geometry import (
     Limits,
     ascend,
     distance,
-    dual_length,
     limits,
     moved,
     per_sample,
+    to_hyperplane,
     within_radius,
 )
 from tasks.attacks.search import Search, margins, slope
@@ -72,7 +72,8 @@ def minimum_norm(
         grad = slope(margin.sum(), x_adv)
         wave = (1 + math.cos(math.pi * i / steps)) / 2
         gamma = GAMMA[1] + (GAMMA[0] - GAMMA[1]) * wave
-        promised = far + OVERSHOOT * margin.detach() / dual_length(grad, threat).clamp_min(1e-12)
+        there = to_hyperplane(grad, margin.detach().clamp_min(0), threat, (box[0] - delta, box[1] - delta))
+        promised = far + OVERSHOOT * distance(torch.zeros_like(there), there, threat)
         unknown = torch.minimum(promised, 2 * radius)
         known = torch.where(margin < 0, best * (1 - gamma), radius * (1 + gamma))
         radius = torch.where(best.isfinite(), known, unknown)

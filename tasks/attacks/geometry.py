@@ -63,13 +63,6 @@ def within_radius(box: Limits, threat: ThreatModel, eps: Radius) -> Limits:
     return torch.maximum(box[0], -reach), torch.minimum(box[1], reach)
 
 
-def dual_length(slope: Tensor, threat: ThreatModel) -> Tensor:
-    """How fast a linear function with this slope changes per unit of the threat's norm: [B]."""
-    order = {"linf": 1.0, "unbounded": 1.0, "l2": 2.0}.get(threat.norm, float("inf"))
-    length: Tensor = torch.linalg.vector_norm((slope * _scale(threat, slope)).flatten(1), ord=order, dim=1)
-    return length
-
-
 def project(delta: Tensor, threat: ThreatModel, within: Limits, eps: Radius | None = None) -> Tensor:
     """The nearest perturbation, in the threat's scale, inside ball and limits. eps: the ball's, if not the threat's.
 

@@ -1,10 +1,10 @@
 """Projected gradient descent."""
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from tasks.attacks.geometry import ascend, limits, moved, sample
+from tasks.attacks.search import slope
 from tasks.attacks.threat import ThreatModel
 
 
@@ -20,6 +20,6 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Gen
     for i in range(steps):
         leaf = x_adv.detach().requires_grad_()
         loss = F.cross_entropy(model(leaf), y, reduction="sum")  # a mean would scale by 1 / B
-        (grad,) = torch.autograd.grad(loss, leaf)
+        grad = slope(loss, leaf)
         x_adv = moved(x, ascend(x_adv - x, grad, threat, within, 2 / (i + 2) if sparse else 2.5 / steps), threat)
     return x_adv.detach()

@@ -108,7 +108,7 @@ def _of_another_class(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
 
 def _home(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
-    return parameter.device, parameter.dtype
+    return parameter.device, torch.promote_types(parameter.dtype, torch.float32)
 
 
 def _radii(threat: ThreatModel) -> Sequence[float]:

@@ -221,7 +221,8 @@ def _checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tup
         raise WrongInput("y must hold class numbers from 0 upwards, as integers.")
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
-        return x.detach().to(parameter.device, parameter.dtype), y.to(parameter.device, torch.long)
+        wide = torch.promote_types(parameter.dtype, torch.float32)  # the ball needs more digits than a half has
+        return x.detach().to(parameter.device, wide), y.to(parameter.device, torch.long)
     return x.detach(), y.long()
 
 

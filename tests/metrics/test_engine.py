@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks import ThreatModel, as_suite
+from tasks.attacks import AttackConfig, ThreatModel, as_suite
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
 from tasks.attacks.suites import ARMS
@@ -159,7 +159,6 @@ def test_masked_gradients_deceive_standard_no_more_than_autoattack(hardened, ref
 
 def one_cell(model: nn.Module, x: np.ndarray, y: np.ndarray, number: int) -> tuple[np.ndarray, ...]:
     """What a process of its own makes of one cell."""
-    torch.set_num_threads(1)
     part = slice(number * BLOCK, (number + 1) * BLOCK)
     with untouched(model) as meter:
         of = {"threat": LINF, "suite": as_suite("standard"), "seed": 5, "number": number}
@@ -297,6 +296,22 @@ def test_a_model_that_answers_at_random_is_judged_by_majority_and_the_same_each_
     assert share.min() > 0.35  # the vote was of 30 draws
 
 
+class Rarely(nn.Module):
+    """Right four times of five, and then so wrong that the mean of its logits is wrong."""
+
+    def forward(self, x):
+        lead = 1.0 - 100.0 * (torch.rand(len(x)) < 0.2) + 0.1 * x.sum(1)
+        return torch.stack([lead, -lead], 1)
+
+
+def test_a_model_that_answers_at_random_is_not_judged_by_its_mean_logits():
+    x = torch.rand(60, FEATURES, generator=torch.Generator().manual_seed(0))
+    found = measure(Rarely(), x, torch.zeros(60, dtype=torch.long), threat=SMALL, suite="quick")
+    assert found.draws > 1
+    assert (found.margin < 0).any()  # so the search took some for fooled
+    assert (found.clean_accuracy, found.robust_accuracy) == (1, 1)
+
+
 class Busy(nn.Module):
     """Convolution, batch statistics, dropout."""
 
@@ -416,6 +431,22 @@ def test_the_curve_meets_the_suite_at_eps_and_comes_near_it_elsewhere(hardened, 
     for by in (0.5, 1.5):
         fixed = measure(hardened, x, y, threat=threat.model_copy(update={"eps": by * threat.eps}))
         assert curve[by].value == pytest.approx(fixed.robust_accuracy, abs=0.03)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_what_only_the_curve_s_search_fools_counts_as_fooled(norm):
+    model, threat = linear(2), ThreatModel(norm=norm, eps=0.05)
+    x, y = amid(model)
+    away = boundary_distance(model, x, y, threat)
+    weak = measure(model, x, y, threat=threat, suite=[AttackConfig(name="noise", params={"draws": 1})])
+    merged, points = security_curve(model, x, y, outcomes=weak)
+    assert_honest(model, x, y, merged)
+    assert weak.robust_accuracy > merged.robust_accuracy + 0.05
+    assert merged.fooled[away < 0.98 * threat.eps].all()
+    assert torch.equal(merged.attacks[-1].fooled, merged.fooled & ~weak.fooled)
+    assert merged.attacks[:-1] == weak.attacks
+    (meeting,) = [point for point in points if point.eps == threat.eps]
+    assert meeting.robust.value == pytest.approx(merged.robust_accuracy)
 
 
 # An arm that lies
