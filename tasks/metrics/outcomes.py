@@ -88,9 +88,9 @@ def measure(
     own: same seed, same result, in whatever order and company the cells are computed.
 
     warm [N, ...] are inputs to begin with, such as the `nearest` of an earlier version's outcomes; brought into the
-    ball, they are tried first. precision: the search's; auto takes bf16 where a probe shows it to be faster, and what
-    it finds is judged in the model's own precision. draws: how many passes are averaged for one answer; by default 1,
-    or 10 for a model that answers at random, whose errors then count by majority.
+    ball, they are tried first. precision: the search's; auto takes bf16 for models with much arithmetic, on hardware
+    that is fast at it; what the search finds is judged in the model's own precision. draws: how many passes are
+    averaged for one answer; by default 1, or 10 for a model that answers at random, whose errors count by majority.
 
     Raises WrongInput or ModelRejected before any attack starts. An attack that raises, or leaves the ball or the
     box, is stopped and named in `problems`; the others run on.

@@ -24,7 +24,7 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     samples: int | None = Field(None, ge=1, description="how many samples of the split; all if empty")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
     seed: int = Field(0, ge=0)
-    precision: Precision = Field("auto", description="of the search; auto takes bf16 where a probe shows it is faster")
+    precision: Precision = Field("auto", description="of the search; auto: bf16 where that is faster")
 
     def resolved_suite(self) -> Suite:
         """The suite with the user's own attacks behind it. Raises UnknownPart."""
