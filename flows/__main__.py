@@ -1,4 +1,4 @@
-"""The command line: redoubt run | recipes | config | ui."""
+"""The command line: redoubt run | recipes | suites | config | ui."""
 
 import gc
 import json
@@ -71,6 +71,14 @@ def recipes() -> None:
 
     for name, recipe in RECIPES.items():
         click.echo(f"{name:12} {(recipe.__doc__ or '').strip().splitlines()[0]}")
+
+
+@cli.command()
+def suites() -> None:
+    """Show the suites: their attacks in order, with every parameter, and the digest that stands beside a number."""
+    from tasks.attacks import SUITES
+
+    click.echo("\n\n".join(str(suite) for suite in SUITES.values()))
 
 
 @cli.command()

@@ -75,7 +75,7 @@ def compare(case: Case, suite: str, seeds: Iterable[int], kept: bool) -> None:
     cost = sum(spent.passes for spent, _ in runs) / len(runs)
     seconds = sum(spent.cpu_seconds for spent, _ in runs) / len(runs)
     print(
-        f"{case.model:19}{case.threat!s:12}{case.kind:8}{case.role:7}{len(x):5}{theirs.robust:7.3f}  {robust:22}"
+        f"{case.model:19}{case.threat!s:15}{case.kind:8}{case.role:7}{len(x):5}{theirs.robust:7.3f}  {robust:22}"
         f"{missed:4}{won:4}{cost / len(x):8.1f}{theirs.passes / cost:7.0f}x{theirs.cpu_seconds:9.1f}{seconds:8.2f}"
         f"{theirs.cpu_seconds / seconds:7.0f}x",
         flush=True,
@@ -94,7 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"{'model':19}{'threat':12}{'kind':8}{'role':7}{'n':>5}{'AA':>7}  {'ours, each seed':22}"
+        f"{'model':19}{'threat':15}{'kind':8}{'role':7}{'n':>5}{'AA':>7}  {'ours, each seed':22}"
         f"{'-':>4}{'+':>4}{'a sample':>8}{'passes':>8}{'AA, s':>9}{'ours, s':>8}{'CPU':>8}"
     )
     for case in CASES:

@@ -15,7 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from tasks.metrics.isolation import Coarse, Meter, pays_in_bf16
 
 ROUNDS, BATCH = 5, 64
-MODELS = "digits-mlp-adv digits-cnn-plain mnist-cnn-adv mnist-resnet-2step cifar-cnn-adv cifar-resnet-adv".split()
+MODELS = [
+    "digits-mlp-adv",
+    "digits-cnn-plain",
+    "mnist-cnn-adv",
+    "mnist-resnet-2step",
+    "cifar-cnn-adv",
+    "cifar-resnet-adv",
+]
 
 
 def seconds(model: nn.Module, x: Tensor) -> float:

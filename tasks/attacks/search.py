@@ -119,6 +119,17 @@ class Search:
         for part, points in zip(rows.split(self.batch), x_adv.split(self.batch), strict=True):
             self.see(part, points, self.model(points), inside=inside)
 
+    @torch.no_grad()
+    def ask(self, rows: Tensor, delta: Tensor, *, inside: bool = False) -> Tensor:
+        """The margins [R] of the samples moved by delta [R, ...]; takes note, as see() does."""
+        found = []
+        for part, d in zip(rows.split(self.batch), delta.split(self.batch), strict=True):
+            x_adv = moved(self.x[part], d, self.threat)
+            logits = self.model(x_adv)
+            self.see(part, x_adv, logits, inside=inside)
+            found.append(margins(logits.float(), self.y[part]))
+        return torch.cat(found)
+
 
 @dataclass(frozen=True)
 class At:

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from tasks.attacks.arms import pattern
-from tasks.attacks.geometry import farthest, moved, per_sample, project
-from tasks.attacks.search import Search, margins
+from tasks.attacks.geometry import farthest, per_sample, project
+from tasks.attacks.search import Search
 
 ABREAST = 64  # rows of a pass: few samples try several windows at once, and keep the best
 HALVE_AFTER = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the horizon (paper, section 5)
@@ -40,7 +40,7 @@ def square(
         tried = _changed(search, rows[many], delta[many], _window_share(before[many] * burst + query, horizon, p))
         if not query:
             tried = torch.where(per_sample(before[many] > 0, like=tried), tried, delta[many])
-        margin, choice = _look(search, rows[many], tried).view(len(left), abreast).min(1)
+        margin, choice = search.ask(rows[many], tried, inside=True).view(len(left), abreast).min(1)
         tried = tried[torch.arange(len(left), device=rows.device) * abreast + choice]
         better = margin < best[left]
         best[left] = torch.where(better, margin, best[left])
@@ -53,17 +53,6 @@ def _window_share(query: Tensor, horizon: int, p: float) -> Tensor:
     done = (query % horizon) / horizon
     halvings = sum((done > at).float() for at in HALVE_AFTER)
     return p / 2**halvings
-
-
-@torch.no_grad()
-def _look(search: Search, rows: Tensor, delta: Tensor) -> Tensor:
-    found = []
-    for part, d in zip(rows.split(search.batch), delta.split(search.batch), strict=True):
-        x_adv = moved(search.x[part], d, search.threat)
-        logits = search.model(x_adv)
-        search.see(part, x_adv, logits, inside=True)
-        found.append(margins(logits.float(), search.y[part]))
-    return torch.cat(found)
 
 
 def _changed(search: Search, rows: Tensor, delta: Tensor, p: Tensor) -> Tensor:

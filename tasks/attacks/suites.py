@@ -16,6 +16,7 @@ from tasks.attacks.apgd import apgd_ce
 from tasks.attacks.controls import noise, transfer
 from tasks.attacks.fgsm import fgsm
 from tasks.attacks.fmn import fmn
+from tasks.attacks.greedy import greedy
 from tasks.attacks.hopskipjump import hopskipjump
 from tasks.attacks.pgd import pgd
 from tasks.attacks.search import Search
@@ -33,6 +34,7 @@ ARMS: dict[str, Arm] = {
     "classes": arms.classes,
     "fab": arms.fab,
     "fmn": fmn,
+    "greedy": greedy,
     "margin": arms.margin,
     "restarts": arms.restarts,
     "square": square,
@@ -141,6 +143,19 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
         whole = {"attacks": rows, "again": self.again, "passes": self.passes}
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
+    def __str__(self) -> str:
+        """The suite as a table: its digest, then a row for each attack with all parameters."""
+        lines = [f"{self.name}, digest {self.digest}"]
+        for attack in self.attacks:
+            params = " ".join(f"{key}={value}" for key, value in attack.resolved()["params"].items())
+            who = attack.samples if attack.samples == "all" else f"{attack.samples} {attack.share:.0%}"
+            norms = " ".join(attack.norms) if attack.norms else "every norm"
+            lines.append(f"  {attack.name:12}{who:10}  {params}  ({norms})")
+        if any(attack.samples != "all" for attack in self.attacks):
+            most = f", at most {self.passes:g} passes a sample" if self.passes else ""
+            lines.append(f"  drawn until {self.again:g} of the effort up to the last success brings no other{most}")
+        return "\n".join(lines)
+
     def under(self, threat: ThreatModel) -> tuple[AttackConfig, ...]:
         """The attacks that run under this threat model. Raises WrongInput where there is none."""
         rows = tuple(a for a in self.attacks if a.norms is None or threat.norm in a.norms)
@@ -185,6 +200,9 @@ SUITES: dict[str, Suite] = {
             _row("margin", {"steps": 8}, norms=FLAT),
             _row("margin", {"steps": 16}, norms=LONG),
             _row("sigma-zero", {"steps": 100}, norms=SPARSE),
+            _row("apgd-ce", {"steps": 50}, norms=SPARSE),
+            _row("greedy", {"width": 64}, norms=SPARSE),
+            _row("restarts", {"starts": "toward nearest", "steps": 20}, norms=SPARSE),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0),
             _drawn("restarts", {"starts": "toward nearest blocks noise", "steps": 20}, share=0.05, norms=FLAT),
             _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=FLAT),
@@ -220,6 +238,7 @@ SUITES: dict[str, Suite] = {
             _row("margin", {"steps": 20}),
             _row("apgd-ce", {"steps": 100}),
             _row("sigma-zero", {"steps": 300}, norms=SPARSE),
+            _row("greedy", {"width": 1024}, norms=SPARSE),
             _row("classes", {"steps": 20}),
             _row("restarts", {"starts": "toward nearest blocks stripes noise", "steps": 40}),
             _drawn("restarts", {"starts": "toward nearest", "steps": 60}, share=0.2),

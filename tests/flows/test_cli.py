@@ -29,6 +29,20 @@ def call(monkeypatch, *words: str) -> int:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_suites_show_every_attack_with_its_parameters_and_the_digest():
+    from click.testing import CliRunner
+
+    from flows.__main__ import cli
+    from tasks.attacks import SUITES
+
+    said = CliRunner().invoke(cli, ["suites"]).output
+    for suite in SUITES.values():
+        assert f"{suite.name}, digest {suite.digest}" in said
+        for attack in suite.attacks:
+            for key, value in attack.params.items():
+                assert f"{key}={value}" in said
+
+
 def test_a_recipe_survives_yaml(name, monkeypatch, capsys):
     assert call(monkeypatch, "config", name) == 0
     assert parse(yaml.safe_load(capsys.readouterr().out)) == RECIPES[name]()
