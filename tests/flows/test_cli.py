@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from flows.__main__ import main
+from flows.__main__ import cli, main
 from flows.config import parse
 from flows.recipes import RECIPES
+from tasks.attacks import SUITES
 from tasks.errors import WrongInput
 from tasks.track import aliases, client
 
@@ -29,20 +31,6 @@ def call(monkeypatch, *words: str) -> int:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_suites_show_every_attack_with_its_parameters_and_the_digest():
-    from click.testing import CliRunner
-
-    from flows.__main__ import cli
-    from tasks.attacks import SUITES
-
-    said = CliRunner().invoke(cli, ["suites"]).output
-    for suite in SUITES.values():
-        assert f"{suite.name}, digest {suite.digest}" in said
-        for attack in suite.attacks:
-            for key, value in attack.params.items():
-                assert f"{key}={value}" in said
-
-
 def test_a_recipe_survives_yaml(name, monkeypatch, capsys):
     assert call(monkeypatch, "config", name) == 0
     assert parse(yaml.safe_load(capsys.readouterr().out)) == RECIPES[name]()
@@ -164,3 +152,12 @@ def test_ctrl_c_marks_the_run_as_killed_and_keeps_the_checkpoint(home):
     assert {run.info.status for run in runs} == {"KILLED"}
     assert len(runs) == 2
     assert aliases("two-kinds") == {}
+
+
+def test_suites_show_every_attack_with_its_parameters_and_the_digest():
+    said = CliRunner().invoke(cli, ["suites"]).output
+    for suite in SUITES.values():
+        assert f"{suite.name}, digest {suite.digest}" in said
+        for attack in suite.attacks:
+            for key, value in attack.params.items():
+                assert f"{key}={value}" in said
