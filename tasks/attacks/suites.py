@@ -209,6 +209,7 @@ SUITES: dict[str, Suite] = {
             _drawn("fab", {"steps": 15, "count": 2}, share=0.02, norms=FLAT),
             _drawn("restarts", {"starts": "toward", "steps": 20}, norms=LONG),
             _drawn("restarts", {"starts": "nearest noise", "steps": 80}, share=0.08, norms=LONG),
+            _drawn("restarts", {"starts": "nearest blocks noise", "steps": 120}, share=0.1, norms=("l1",)),
             _drawn("fmn", {"steps": 30}, share=0.08, norms=LONG),
             _spare("fab", {"steps": 40, "count": 1}, share=0.03, norms=LONG),
             _drawn("square", {"queries": 1000, "burst": 50, "horizon": 300}, share=0.03),

@@ -137,7 +137,14 @@ def test_an_unreachable_store_ends_the_run_before_training(tmp_path, more, hint)
 
 def test_ctrl_c_marks_the_run_as_killed_and_keeps_the_checkpoint(home):
     command = [*COMMAND, "run", "two-kinds", "--set", "training.epochs=5000", "--set", "training.schedule=constant"]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(home), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(home),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     deadline = time.monotonic() + 120
     while not list((home / "checkpoints").glob("baseline-*.pt")):
         assert time.monotonic() < deadline
