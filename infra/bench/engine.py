@@ -36,9 +36,9 @@ CASES = (
     Case("digits-mlp-adv", LINF(eps=0.1), "tiny", "tune"),
     Case("digits-cnn-plain", LINF(eps=0.1), "conv", "report"),
     Case("digits-saturated", LINF(eps=0.1), "masked", "tune"),
-    Case("digits-quantised", LINF(eps=0.15), "masked", "report"),
+    Case("digits-quantised", LINF(eps=0.15), "masked", "tune"),
     Case("phishing-mlp-adv", LINF(eps=0.1), "tiny", "report"),
-    Case("mnist-cnn-plain", LINF(eps=0.1), "conv", "report"),
+    Case("mnist-cnn-plain", LINF(eps=0.1), "conv", "tune"),
     Case("mnist-cnn-adv", LINF(eps=0.2), "conv", "tune"),
     Case("mnist-cnn-adv-l2", LINF(eps=0.1), "another", "report"),
     Case("mnist-resnet-2step", LINF(eps=0.2), "masked", "tune", 200),
@@ -46,11 +46,11 @@ CASES = (
     Case("cifar-resnet-adv", LINF(eps=4 / 255), "conv", "report", 200),
     Case("cifar-resnet-1step", LINF(eps=8 / 255), "masked", "report", 200),
     Case("digits-mlp-adv", L2(eps=0.5), "another", "tune"),
-    Case("mnist-cnn-adv-l2", L2(eps=2.0), "l2", "report", 250),
+    Case("mnist-cnn-adv-l2", L2(eps=2.0), "l2", "tune", 250),
     Case("mnist-cnn-adv", L2(eps=1.5), "another", "tune", 250),
     Case("cifar-cnn-adv", L2(eps=0.5), "another", "report", 200),
     Case("digits-mlp-adv", L1(eps=2.0), "another", "tune"),
-    Case("mnist-cnn-adv-l2", L1(eps=8.0), "l1", "report", 250),
+    Case("mnist-cnn-adv-l2", L1(eps=8.0), "l1", "tune", 250),
 )
 
 
