@@ -48,7 +48,7 @@ def attack_cell(
     With coarse the search runs in bfloat16. tell(attack, standing) is called as it goes on.
     """
     torch.manual_seed(generator(torch.device("cpu"), seed, "model", number).initial_seed())  # of models that draw
-    clean, prediction = _judged(meter, x)
+    clean, prediction = judged(meter, x)
     broken = int((~clean.isfinite()).any(1).sum())
     problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
     correct = prediction == y
@@ -65,9 +65,9 @@ def attack_cell(
     x_adv, fooled = x.clone(), ~correct
     hit = (search.fooled & correct).nonzero().flatten()
     if len(hit):
-        judged = _judged(meter, search.nearest[hit])[1]
-        hit, judged = hit[judged != y[hit]], judged[judged != y[hit]]
-        x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], judged, True
+        answer = judged(meter, search.nearest[hit])[1]
+        hit, answer = hit[answer != y[hit]], answer[answer != y[hit]]
+        x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], answer, True
     wrong = violation(x, x_adv, threat)
     if wrong:
         problems.append(f"engine: {wrong}")
@@ -77,7 +77,7 @@ def attack_cell(
 
 
 @torch.no_grad()
-def _judged(meter: Meter, x: Tensor) -> tuple[Tensor, Tensor]:
+def judged(meter: Meter, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, C] and classes [N]; of a model that answers at random their mean, and the class of most answers."""
     if meter.draws == 1:
         logits = torch.cat([meter(part) for part in x.split(BLOCK)])

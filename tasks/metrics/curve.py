@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tasks.attacks import ThreatModel
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
-from tasks.metrics.cell import BLOCK
+from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.isolation import untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
 from tasks.metrics.statistics import Share
@@ -71,8 +71,7 @@ def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tup
             best = torch.where(closer.view(-1, *[1] * (x.ndim - 1)), found[1][1], found[0][1])
             fell = (away[rows] <= threat.eps) & ~fooled[rows]
             x_adv[rows[fell]] = best[fell]
-        with torch.no_grad():
-            prediction = torch.cat([meter(part).argmax(1) for part in x_adv.split(BLOCK)])
+        prediction = judged(meter, x_adv)[1]
     known = outcomes.fooled.to(device) & correct
     late = (prediction != y) & ~fooled & (distance(x, x_adv, threat) <= threat.eps) & correct
     away[known] = torch.minimum(away[known], distance(x, x_adv, threat)[known])

@@ -4,11 +4,12 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
@@ -107,29 +108,23 @@ def measure(
         meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
         row, cells = bar.add_task(f"{suite.name}, {threat}", total=len(x)), []
-        for number, at in enumerate(range(0, len(x), BLOCK)):
-            part = slice(at, at + BLOCK)
-
-            def tell(attack: str, standing: int, at: int = at) -> None:
-                said = f"{suite.name}, {threat}: {attack}, {standing} of {min(BLOCK, len(x) - at)} stand"
-                bar.update(row, description=said)
-
-            begin = warm[part].to(x) if warm is not None else None
-            cells.append(
-                attack_cell(
-                    meter,
-                    x[part],
-                    y[part],
-                    threat=threat,
-                    suite=suite,
-                    seed=seed,
-                    number=number,
-                    warm=begin,
-                    coarse=coarse,
-                    tell=tell,
-                )
+        for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
+            begin = warm[number * BLOCK :][: len(part)].to(x) if warm is not None else None
+            tell = partial(_tell, bar, row, f"{suite.name}, {threat}", len(part))
+            cell = attack_cell(
+                meter,
+                part,
+                labels,
+                threat=threat,
+                suite=suite,
+                seed=seed,
+                number=number,
+                warm=begin,
+                coarse=coarse,
+                tell=tell,
             )
-            bar.advance(row, len(cells[-1].fooled))
+            cells.append(cell)
+            bar.advance(row, len(part))
     return replace(
         _joined(cells, threat=threat, suite=suite, seed=seed),
         forward_samples=meter.forward_samples,
@@ -138,6 +133,10 @@ def measure(
         precision="bf16" if coarse else "fp32",
         draws=meter.draws,
     )
+
+
+def _tell(bar: Progress, row: TaskID, what: str, n: int, attack: str, standing: int) -> None:
+    bar.update(row, description=f"{what}: {attack}, {standing} of {n} stand")
 
 
 def _joined(cells: Sequence[Cell], *, threat: ThreatModel, suite: Suite, seed: int) -> Outcomes:
