@@ -1,6 +1,6 @@
 """A second evaluation of a slightly changed model, begun at the first one's examples, against one from nothing.
 
-    REDOUBT_DATA=<folder with mnist/> .venv/bin/python infra/bench/warm.py
+    REDOUBT_DATA=<folder with mnist/, cifar10/ and tabular/> .venv/bin/python infra/bench/warm.py
 
 The change is 200 more steps of the model's own adversarial training at a tenth of its rate. `warm` is suite "warm"
 from the first evaluation's nearest points; `cold` is suite "standard".
@@ -15,7 +15,13 @@ import torch
 from tasks.defences import adversarial
 from tasks.metrics import measure
 
-CASES = (("digits-mlp-adv", 500), ("mnist-cnn-adv", 500), ("mnist-cnn-adv-l2", 250), ("phishing-mlp-adv", 500))
+CASES = (
+    ("digits-mlp-adv", "tune", 500),
+    ("mnist-cnn-adv", "tune", 500),
+    ("mnist-cnn-adv-l2", "tune", 250),
+    ("phishing-mlp-adv", "report", 500),
+    ("cifar-cnn-adv", "report", 200),
+)
 SEEDS = 3
 
 
@@ -38,8 +44,8 @@ def main() -> None:
     """Print a row per model and seed: robust accuracy and passes of both, and what the warm one costs."""
     torch.set_num_threads(1)
     heads = f"{'before':>8}{'cold':>8}{'warm':>8}{'cold passes':>13}{'warm':>8}{'cost':>7}"
-    print(f"{'model':18}{'threat':12}{'seed':>5}{heads}")
-    for name, n in CASES:
+    print(f"{'model':18}{'threat':15}{'role':7}{'seed':>5}{heads}")
+    for name, role, n in CASES:
         threat, (x, y) = ground.MODELS[name].threat, ground.images(name, n)
         old, new = ground.model(name), changed(name)
         for seed in range(SEEDS):
@@ -49,7 +55,7 @@ def main() -> None:
             warm = measure(new, x, y, threat=threat, seed=seed, suite="warm", **known)
             cost = [(found.forward_samples + found.backward_samples) / n for found in (cold, warm)]
             print(
-                f"{name:18}{threat!s:12}{seed:5}{first.robust_accuracy:8.3f}{cold.robust_accuracy:8.3f}"
+                f"{name:18}{threat!s:15}{role:7}{seed:5}{first.robust_accuracy:8.3f}{cold.robust_accuracy:8.3f}"
                 f"{warm.robust_accuracy:8.3f}{cost[0]:13.1f}{cost[1]:8.1f}{cost[1] / cost[0]:7.2f}",
                 flush=True,
             )

@@ -218,6 +218,7 @@ SUITES: dict[str, Suite] = {
             _spare("restarts", {"starts": "blocks stripes", "steps": 20}, norms=FLAT),
             _spare("restarts", {"starts": "noise", "steps": 40}, norms=FLAT),
             _spare("apgd-ce", {"steps": 100}, share=0.05, norms=FLAT),
+            _spare("margin", {"steps": 100}, share=0.04, norms=FLAT),
         ),
         again=0.5,
         passes=600,
@@ -225,13 +226,13 @@ SUITES: dict[str, Suite] = {
     "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
         name="warm",
         attacks=(
-            _row("restarts", {"starts": "nearest", "steps": 12}, norms=LONG),
-            _drawn("restarts", {"starts": "nearest", "steps": 5}, share=0.16),
-            _drawn("restarts", {"starts": "toward nearest", "steps": 8}, share=0.01, norms=FLAT),
-            _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.03, norms=LONG),
+            _row("classes", {"steps": 6, "cut": 2, "pairs": 0.15}, norms=FLAT),
+            _row("restarts", {"starts": "nearest", "steps": 10}, norms=LONG),
+            _drawn("restarts", {"starts": "toward nearest", "steps": 14}, share=0.03, norms=FLAT),
+            _drawn("restarts", {"starts": "blocks noise", "steps": 60}, share=0.08, norms=LONG),
         ),
-        again=0.1,
-        passes=5,
+        again=0.05,
+        passes=3,
     ),
     "deep": Suite(
         name="deep",

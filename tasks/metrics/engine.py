@@ -59,6 +59,7 @@ class Engine:
     ) -> None:
         self.tell = tell
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
+        self.searched = search.model
         none = torch.zeros_like(search.fooled)
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
 
@@ -123,6 +124,8 @@ class Engine:
         before, passes, started = search.fooled.clone(), self._passes(), time.perf_counter()
         tally.rng = tally.rng or generator(rows.device, self.seed, config.resolved(), search.threat.digest, self.cell)
         search.rng, arm = tally.rng, config.arm()
+        # A model that calls for the spare ones has slopes that bfloat16 cannot follow to the end.
+        search.model = search.exact if search.exact is not None and config.samples == "spare" else self.searched
         if self.tell is not None:
             self.tell(config.name, int((~search.fooled).sum()))
         try:
