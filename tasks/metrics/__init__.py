@@ -10,6 +10,7 @@ from tasks.metrics.report import (
     choose_rows,
     evaluate,
 )
+from tasks.metrics.soundness import Sign, Soundness, Step
 from tasks.metrics.statistics import Share, paired_loss, wilson
 
 __all__ = [
@@ -20,6 +21,9 @@ __all__ = [
     "Outcomes",
     "RobustnessReport",
     "Share",
+    "Sign",
+    "Soundness",
+    "Step",
     "ThreatReport",
     "choose_rows",
     "evaluate",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.outcomes import Outcomes, Precision, measure
+from tasks.metrics.soundness import Soundness
 from tasks.metrics.statistics import Share
 
 
@@ -65,6 +66,7 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
     precision: str = "fp32"
     draws: int = Field(1, description="passes averaged for one answer; above 1 for a model that answers at random")
     problems: tuple[str, ...] = Field((), description="each of them voids the number")
+    soundness: Soundness | None = Field(None, description="what was checked before the number is believed")
 
     def held(self) -> np.ndarray:
         """Bool [N]: which samples withstood every attack."""
