@@ -15,7 +15,7 @@ BELOW = {  # what each noun may import, besides the base and itself
     "data": set(),
     "defences": {"attacks"},
     "models": {"attacks", "defences"},
-    "metrics": {"attacks", "data", "models"},
+    "metrics": {"attacks", "data", "defences", "models"},
     "verdicts": {"attacks", "data", "models", "metrics"},
     "evidence": {"attacks", "data", "models", "metrics", "verdicts"},
 }

@@ -63,6 +63,8 @@ def restarts(search: Search, rows: Tensor, *, starts: str = "toward nearest bloc
     sample's tries take turns among its classes. In L2 and L1 the ball is larger at first and shrinks to eps: there
     the way to the boundary leads around the corners of the box.
     """
+    if not len(rows):
+        return
     wide = WIDE.get(search.threat.norm)
     turn = int(search.tried("restarts", rows).amin())
     begun = [_start(search, rows, start) for start in known_starts(starts)]

@@ -196,11 +196,19 @@ def run_rows(
         s, t, i = s[keep], t[keep], i[keep] + 1
 
 
-def slope(value: Tensor, x_adv: Tensor) -> Tensor:
-    """The gradient; zero where the model passes none on, as behind a detached or an integer operation."""
+def slope(value: Tensor, x_adv: Tensor, *, again: bool = False) -> Tensor:
+    """The gradient; zero where the model passes none on, as behind a detached or an integer operation.
+
+    With `again` the graph is kept for another call.
+    """
     if not value.requires_grad:
         return torch.zeros_like(x_adv)
-    (grad,) = torch.autograd.grad(value, x_adv, allow_unused=True)
+    try:
+        (grad,) = torch.autograd.grad(value, x_adv, allow_unused=True, retain_graph=again)
+    except RuntimeError as failure:
+        if "derivative for" not in str(failure):  # an operation for which torch knows no derivative has no slope
+            raise
+        return torch.zeros_like(x_adv)
     return torch.zeros_like(x_adv) if grad is None else grad.nan_to_num(0.0, 0.0, 0.0)
 
 

@@ -27,6 +27,8 @@ class Cell:
     nearest: Tensor  # [N, ...]
     margin: Tensor  # float [N]
     tallies: list[Tally]
+    late: Tensor  # bool [N]
+    capped: bool
     problems: tuple[str, ...]
 
 
@@ -61,7 +63,8 @@ def attack_cell(
     if warm is not None:
         standing = search.standing()
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
-    tallies = Engine(search, suite, meter, seed=seed, cell=number, tell=tell).run()
+    engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell)
+    tallies = engine.run()
     x_adv, fooled = x.clone(), ~correct
     hit = (search.fooled & correct).nonzero().flatten()
     if len(hit):
@@ -73,7 +76,18 @@ def attack_cell(
         problems.append(f"engine: {wrong}")
     for tally in tallies:
         tally.fooled &= fooled
-    return Cell(correct, fooled, x_adv, prediction, search.nearest, search.margin, tallies, tuple(problems))
+    return Cell(
+        correct,
+        fooled,
+        x_adv,
+        prediction,
+        search.nearest,
+        search.margin,
+        tallies,
+        engine.late,
+        engine.capped,
+        tuple(problems),
+    )
 
 
 @torch.no_grad()

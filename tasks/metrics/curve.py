@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from pydantic import BaseModel
@@ -75,6 +74,7 @@ def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tup
     known = outcomes.fooled.to(device) & correct
     late = (prediction != y) & ~fooled & (distance(x, x_adv, threat) <= threat.eps) & correct
     away[known] = torch.minimum(away[known], distance(x, x_adv, threat)[known])
+    away[known | late] = away[known | late].clamp_max(threat.eps)  # rounding may have added a last bit
     away[correct & ~known & ~late] = away[correct & ~known & ~late].clamp_min(threat.eps * (1 + 1e-6))
     row = AttackOutcome(
         name=NAME,
@@ -84,18 +84,7 @@ def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tup
         backward_samples=meter.backward_samples,
         seconds=time.perf_counter() - started,
     )
-    late = late.cpu()
-    merged = replace(
-        outcomes,
-        fooled=outcomes.fooled | late,
-        x_adv=torch.where(late.view(-1, *[1] * (x.ndim - 1)), x_adv.cpu(), outcomes.x_adv),
-        prediction=torch.where(late, prediction.cpu(), outcomes.prediction),
-        attacks=(*outcomes.attacks, row),
-        forward_samples=outcomes.forward_samples + meter.forward_samples,
-        backward_samples=outcomes.backward_samples + meter.backward_samples,
-        seconds=outcomes.seconds + row.seconds,
-    )
-    return merged, away.cpu()
+    return outcomes.joined(row, x_adv, prediction), away.cpu()
 
 
 def _of_another_class(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

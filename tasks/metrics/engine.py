@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.attacks.geometry import distance
@@ -17,6 +17,7 @@ from tasks.metrics.isolation import Meter
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
 FEWEST = 8  # samples of a turn
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
+LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 
 
@@ -31,6 +32,7 @@ class Tally:
     backward_samples: int = 0
     seconds: float = 0.0
     error: str | None = None
+    silent: Tensor | None = None  # bool [N]: met a fooling input on the way and returned one that does not fool
     turns: Tensor | None = None  # int64 [N]: how many of its turns each sample has had
     share: float = 0.0  # of the samples that stand: the size of its next turn
     spent: bool = False  # a turn of it passed nothing through the model: it has nothing left to try
@@ -61,6 +63,7 @@ class Engine:
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
         none = torch.zeros_like(search.fooled)
+        self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
 
     def run(self) -> list[Tally]:
@@ -82,21 +85,27 @@ class Engine:
         """
         effort = last_flip = 0.0
         begun, stood, late = self._spent(), len(self.search.standing()), 0
+        falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
             open_ = [t for t in group if t.error is None and not t.spent]
             most = self.suite.passes is not None and self._spent() - begun >= self.suite.passes * len(self.search.x)
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
             if not open_ or most or (not due and effort - last_flip >= self.suite.again * last_flip):
-                return
+                self.capped |= most
+                break
             first_round = any(t.config.samples == "drawn" for t in due)
             able = [t for t in open_ if t.config.samples == "drawn"] if first_round else open_
-            tally, before = max(able, key=lambda t: t.rate), self._spent()
+            tally, before, fooled = max(able, key=lambda t: t.rate), self._spent(), self.search.fooled.clone()
             gained = self._turn(tally)
             effort += (self._spent() - before) / standing
+            falls.append((effort, self.search.fooled & ~fooled))
             last_flip = effort if gained else last_flip
             late += gained if tally is not group[0] else 0
             tally.spent = self._spent() == before
+        for at, fell in falls:
+            if at > LAST_QUARTER * effort:
+                self.late |= fell
 
     def _turn(self, tally: Tally) -> int:
         """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""
@@ -132,7 +141,7 @@ class Engine:
             if arm is not None:
                 arm(search, rows)
             else:
-                self._foreign(config, rows)
+                self._foreign(tally, rows)
             if search.broken:
                 raise _Misbehaved("met logits that are not finite")
         except _Misbehaved as failure:
@@ -151,16 +160,21 @@ class Engine:
         tally.lately = tally.lately[0] / 2 + gained, earlier + spent
         return int(flips.sum())
 
-    def _foreign(self, config: AttackConfig, rows: Tensor) -> None:
-        """A plain attack function: what it returns is measured, not believed."""
+    def _foreign(self, tally: Tally, rows: Tensor) -> None:
+        """A plain attack function: what it returns is measured, not believed, and what it meets on its way counts."""
         search = self.search
         x, y = search.x[rows], search.y[rows]
-        attack = config.function()
-        x_adv = attack(self.meter, x.clone(), y.clone(), threat=search.threat, rng=search.rng)
+        attack, overheard = tally.config.function(), _Overheard(self.meter, search, rows)
+        x_adv = attack(overheard, x.clone(), y.clone(), threat=search.threat, rng=search.rng)
         wrong = violation(x, x_adv, search.threat)
         if wrong:
             raise _Misbehaved(wrong)
-        search.look(rows, x_adv.detach().to(x))
+        met, x_adv = search.fooled[rows].clone(), x_adv.detach().to(x)
+        with torch.no_grad():
+            logits = torch.cat([self.meter(part) for part in x_adv.split(search.batch)])
+        search.see(rows, x_adv, logits)
+        tally.silent = torch.zeros_like(search.fooled)
+        tally.silent[rows] = met & (logits.argmax(1) == y)
 
     def _spent(self) -> int:
         """Passes so far, forward and backward."""
@@ -168,6 +182,22 @@ class Engine:
 
     def _passes(self) -> tuple[int, int]:
         return self.meter.forward_samples, self.meter.backward_samples
+
+
+class _Overheard(nn.Module):
+    """The model as an attack function sees it; whole batches within the budget are noted as they pass."""
+
+    def __init__(self, model: nn.Module, search: Search, rows: Tensor) -> None:
+        super().__init__()
+        self.model, self.search, self.rows = model, search, rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, ...] -> logits [B, C]."""
+        logits: Tensor = self.model(x)
+        low, high = self.search.threat.bounds
+        if len(x) == len(self.rows) and x.shape[1:] == self.search.x.shape[1:] and ((x >= low) & (x <= high)).all():
+            self.search.see(self.rows, x, logits)
+        return logits
 
 
 class _Misbehaved(Exception):

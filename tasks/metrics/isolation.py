@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 PROBE = 32  # samples that are looked at to know what kind of model this is
@@ -17,7 +17,7 @@ class Meter(nn.Module):
     """The model behind a counter: what passes forward through it, and backward out of it, in samples.
 
     With draws > 1 the logits are the mean of so many passes, for models that answer at random (EOT: Athalye et al.,
-    2018, https://arxiv.org/abs/1707.07397).
+    2018, https://arxiv.org/abs/1707.07397). With `reseed` every pass has a global seed of its own, drawn from it.
     """
 
     def __init__(self, model: nn.Module, draws: int = 1) -> None:
@@ -26,8 +26,14 @@ class Meter(nn.Module):
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         half = parameter is not None and parameter.dtype.itemsize < 4
         self.narrow = parameter.dtype if parameter is not None and half else None  # the search itself needs float32
+        self.reseed: Generator | None = None
         self.forward_samples = 0
         self.backward_samples = 0
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward, in samples."""
+        return self.forward_samples + self.backward_samples
 
     def forward(self, x: Tensor) -> Tensor:
         """X [B, ...] -> logits [B, C]."""
@@ -38,6 +44,8 @@ class Meter(nn.Module):
     def once(self, x: Tensor) -> Tensor:
         """One pass: x [B, ...] -> logits [B, C]."""
         self.forward_samples += len(x)
+        if self.reseed is not None:
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=self.reseed)))
         logits: Tensor = self.model(x if self.narrow is None else x.to(self.narrow))
         if logits.requires_grad:
             logits.register_hook(self._count_backward)

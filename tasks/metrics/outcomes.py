@@ -34,6 +34,7 @@ class AttackOutcome:
     backward_samples: int = 0
     seconds: float = 0.0
     error: str | None = None  # why its result is not to be trusted
+    silent: Tensor | None = None  # bool [N]: it met a fooling input and returned one that does not fool
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Outcomes:
     nearest: Tensor  # [N, ...]: the input of smallest margin that was met; x_adv where something fooled
     margin: Tensor  # float [N]: that margin, the lead of the true class's logit
     attacks: tuple[AttackOutcome, ...]
+    late: Tensor | None = None  # bool [N]: fell in the last quarter of the effort
+    capped: bool = False  # the suite's cap on passes ended the search
     forward_samples: int = 0
     backward_samples: int = 0
     seconds: float = 0.0
@@ -58,14 +61,46 @@ class Outcomes:
     problems: tuple[str, ...] = field(default=())  # each of them voids the number
 
     @property
+    def passes(self) -> int:
+        """Forward and backward, in samples."""
+        return self.forward_samples + self.backward_samples
+
+    def joined(
+        self,
+        attack: AttackOutcome,
+        x_adv: Tensor,
+        prediction: Tensor,
+        *,
+        nearest: Tensor | None = None,
+        margin: Tensor | None = None,
+    ) -> "Outcomes":
+        """With one more attack, whose finds x_adv [N, ...] are taken for prediction [N].
+
+        nearest [N, ...] and margin [N] are the nearest points known after it, where it has moved them.
+        """
+        fell = attack.fooled.view(-1, *[1] * (x_adv.ndim - 1))
+        return replace(
+            self,
+            fooled=self.fooled | attack.fooled,
+            x_adv=torch.where(fell, x_adv.to(self.x_adv), self.x_adv),
+            nearest=torch.where(fell, x_adv.to(self.nearest), self.nearest if nearest is None else nearest),
+            margin=self.margin if margin is None else margin,
+            prediction=torch.where(attack.fooled, prediction.cpu(), self.prediction),
+            attacks=(*self.attacks, attack),
+            forward_samples=self.forward_samples + attack.forward_samples,
+            backward_samples=self.backward_samples + attack.backward_samples,
+            seconds=self.seconds + attack.seconds,
+        )
+
+    @property
     def clean_accuracy(self) -> float:
         """Share of samples that are classified correctly as they are."""
-        return self.clean_correct.float().mean().item()
+        return self.clean_correct.double().mean().item()
 
     @property
     def robust_accuracy(self) -> float:
         """Share of samples that are correct as they are and under every attack."""
-        return 1.0 - self.fooled.float().mean().item()
+        return (~self.fooled).double().mean().item()
 
 
 def measure(
@@ -79,6 +114,7 @@ def measure(
     warm: Tensor | None = None,
     precision: Precision = "auto",
     draws: int | None = None,
+    reseed: bool = False,
     progress: bool = False,
 ) -> Outcomes:
     """Attack the model with every attack of the suite and return what each sample came to.
@@ -92,6 +128,7 @@ def measure(
     ball, they are tried first. precision: the search's; auto takes bf16 for models with much arithmetic, on hardware
     that is fast at it; what the search finds is judged in the model's own precision. draws: how many passes are
     averaged for one answer; by default 1, or 10 for a model that answers at random, whose errors count by majority.
+    reseed: a global seed of its own for every pass, for a model whose answers follow from that seed.
 
     Raises WrongInput or ModelRejected before any attack starts. An attack that raises, or leaves the ball or the
     box, is stopped and named in `problems`; the others run on.
@@ -105,6 +142,7 @@ def measure(
     with untouched(model) as meter, _bar(progress) as bar:
         torch.manual_seed(seed)
         _check_logits(meter, x, y)
+        meter.reseed = torch.Generator().manual_seed(seed) if reseed else None
         meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
         row, cells = bar.add_task(f"{suite.name}, {threat}", total=len(x)), []
@@ -159,6 +197,8 @@ def _joined(cells: Sequence[Cell], *, threat: ThreatModel, suite: Suite, seed: i
         nearest=whole("nearest"),
         margin=whole("margin"),
         attacks=tuple(rows),
+        late=whole("late"),
+        capped=any(cell.capped for cell in cells),
         problems=tuple(problems),
     )
 
@@ -179,6 +219,7 @@ def _of_attack(name: str, cells: Sequence[Cell]) -> AttackOutcome:
         backward_samples=sum(t.backward_samples for t in every),
         seconds=sum(t.seconds for t in every),
         error=next((t.error for t in every if t.error), None),
+        silent=flags("silent") if all(t.silent is not None for t in every) else None,
     )
 
 

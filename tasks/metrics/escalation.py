@@ -1,0 +1,247 @@
+"""An alarm is answered before it is reported: adaptive attacks on what stands, then the same questions again."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tasks.attacks import arms
+from tasks.attacks.apgd import apgd_ce
+from tasks.attacks.controls import noise
+from tasks.attacks.search import Search, margins, slope
+from tasks.attacks.square import square
+from tasks.attacks.straight_through import StraightThrough
+from tasks.metrics import probes
+from tasks.metrics.cell import BLOCK, judged
+from tasks.metrics.curve import CurvePoint, security_curve
+from tasks.metrics.engine import generator
+from tasks.metrics.isolation import Meter, untouched
+from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
+from tasks.metrics.probes import BUDGET, Probe
+from tasks.metrics.soundness import Sign, Soundness, Step
+from tasks.metrics.statistics import Share
+
+MANY_DRAWS = 30
+QUERIES = 2000  # a sample, at most, of the black-box step
+WORTH = 3.0  # times the evaluation's own passes is what the black-box step may take
+PROBED = 64  # samples on which a stand-in is chosen, and on which black-box successes are sought again
+WITHOUT_GRADIENTS = "escalation: without gradients"
+UNANSWERABLE = {"labels do not fit", "answers depend on the batch"}
+Curve = tuple[CurvePoint, ...]
+Attempt = Callable[[Search, Tensor], None]
+
+
+def examine(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    outcomes: Outcomes,
+    curve: Sequence[CurvePoint] = (),
+    confidence: float = 0.95,
+) -> tuple[Outcomes, Curve, Soundness]:
+    """Ask every sign of soundness; answer the alarms by adaptive attacks; ask what had fired again.
+
+    x [N, ...], y [N] are what `outcomes` was measured on. Returns the outcomes and the curve with what was found
+    besides, and what speaks for or against them. The model is left exactly as it was.
+    """
+    device, kind = probes.home(model, x)
+    x, y = x.detach().to(device, kind), y.to(device)
+    with untouched(model) as meter:
+        meter.draws = outcomes.draws
+        torch.manual_seed(generator(torch.device("cpu"), outcomes.seed, "signs").initial_seed())
+        probe = _probe(meter, meter, x, y, outcomes, curve)
+        first = probes.ask(probe)
+        passes = meter.passes
+        share = passes / max(outcomes.passes, 1)
+        outcomes = _with_probes(probe)
+        curve = _lowered(curve, outcomes, confidence)
+        fired = {sign.name for sign in first if sign.state == "alarm"}
+        if not fired or fired & UNANSWERABLE or not outcomes.clean_correct.any():
+            return outcomes, curve, Soundness(signs=first, passes=passes, share=share)
+        before = outcomes.robust_accuracy
+        again, outcomes, steps, view = _answered(model, meter, x, y, outcomes, curve, first)
+        if isinstance(view, StraightThrough) and curve:  # what had no slope left the curve's search standing still
+            opened = StraightThrough(model, casts=view.casts, leak=view.leak)
+            outcomes, curve = security_curve(opened, x, y, outcomes=outcomes, confidence=confidence)
+        curve = _lowered(curve, outcomes, confidence)
+    signs = tuple(_merged(sign, again.get(sign.name)) for sign in first)
+    soundness = Soundness(signs=signs, steps=steps, before=before, passes=passes, share=share)
+    return outcomes, curve, soundness
+
+
+def _answered(
+    model: nn.Module, meter: Meter, x: Tensor, y: Tensor, outcomes: Outcomes, curve: Curve, first: Sequence[Sign]
+) -> tuple[dict[str, Sign], Outcomes, tuple[Step, ...], nn.Module]:
+    """The signs that had fired, asked again after the escalation; the outcomes after it; its steps; its view."""
+    fired = {sign.name: sign for sign in first if sign.state == "alarm"}
+    steps: list[Step] = []
+    if "answers depend on the seed" in fired:
+        outcomes = measure(
+            model, x, y, threat=outcomes.threat, suite=outcomes.suite, seed=outcomes.seed, draws=DRAWS, reseed=True
+        )
+        meter.reseed, meter.draws = torch.Generator().manual_seed(outcomes.seed), DRAWS
+        steps.append(
+            _step(f"a fresh seed for every answer, mean of {DRAWS} (EOT)", len(x), 0, outcomes.passes, outcomes)
+        )
+    view = _stand_in(meter, x[outcomes.clean_correct][:PROBED], y[outcomes.clean_correct][:PROBED])
+    for name, attempt, through in _plan(meter, view, outcomes):
+        outcomes, step = _escalated(name, attempt, through, meter, x, y, outcomes)
+        steps.append(step)
+    probe = _probe(meter, view, x, y, outcomes, _lowered(curve, outcomes))
+    again = {sign.name: sign for sign in probes.ask(probe, only=set(fired) - {"black-box beats white-box"})}
+    if "late flips" in fired:
+        again["late flips"] = probes.settled(probe)
+    if "black-box beats white-box" in fired:
+        again["black-box beats white-box"] = _reached(probe, fired["black-box beats white-box"])
+    if "answers depend on the seed" in fired:
+        says = f"every answer is now the mean of {meter.draws} under seeds of their own, and counts by majority."
+        again["answers depend on the seed"] = fired["answers depend on the seed"].model_copy(
+            update={"state": "ok", "says": says}
+        )
+    return again, _with_probes(probe), tuple(steps), view
+
+
+def _plan(meter: Meter, view: nn.Module, outcomes: Outcomes) -> Iterator[tuple[str, Attempt, nn.Module]]:
+    """The escalation's steps: name, attack, and the view of the model that it follows."""
+    if meter.draws > 1:
+        meter.draws = MANY_DRAWS
+        yield f"mean of {MANY_DRAWS} answers (EOT)", _through, meter
+    if view is not meter:
+        yield "straight-through gradients (BPDA)", _through, view
+    yield "more restarts", _restarts, meter
+    yield "other losses", _losses, meter
+    affordable = int(WORTH * outcomes.passes / len(outcomes.fooled) / meter.draws)
+    yield "without gradients", partial(_without_gradients, queries=max(200, min(QUERIES, affordable))), meter
+
+
+def _through(search: Search, rows: Tensor) -> None:
+    arms.margin(search, rows, steps=40)
+    arms.classes(search, search.standing(), steps=20)
+    arms.restarts(search, search.standing(), starts="toward nearest", steps=40)
+
+
+def _restarts(search: Search, rows: Tensor) -> None:
+    arms.restarts(search, rows, starts="toward nearest blocks stripes noise", steps=40)
+
+
+def _losses(search: Search, rows: Tensor) -> None:
+    x_adv = apgd_ce(search.model, search.x[rows], search.y[rows], threat=search.threat, rng=search.rng, steps=50)
+    search.look(rows, x_adv)
+    if len(still := search.standing()):
+        arms.fab(search, still, steps=20, count=3)
+
+
+def _without_gradients(search: Search, rows: Tensor, *, queries: int) -> None:
+    search.look(rows, noise(search.model, search.x[rows], search.y[rows], threat=search.threat, rng=search.rng))
+    square(search, search.standing(), queries=queries, burst=queries, horizon=queries // 2)
+
+
+def _escalated(
+    name: str, attempt: Attempt, view: nn.Module, meter: Meter, x: Tensor, y: Tensor, outcomes: Outcomes
+) -> tuple[Outcomes, Step]:
+    """The outcomes after one step on every sample that stands, in cells, and what it did."""
+    started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
+    standing = (~outcomes.fooled).nonzero().flatten().to(x.device)
+    fell, x_adv = torch.zeros_like(outcomes.fooled), outcomes.x_adv.clone()
+    prediction, nearest, margin = outcomes.prediction.clone(), outcomes.nearest.clone(), outcomes.margin.clone()
+    for number, rows in enumerate(standing.split(BLOCK) if len(standing) else ()):
+        rng = generator(x.device, outcomes.seed, "escalation", name, number)
+        search = Search(view, x[rows], y[rows], threat=outcomes.threat, rng=rng)
+        search.look(search.standing(), outcomes.nearest.to(x)[rows][search.standing()], inside=True)
+        if len(known := search.standing()):
+            attempt(search, known)
+        nearest[rows.cpu()], margin[rows.cpu()] = search.nearest.to(nearest), search.margin.to(margin)
+        hit = search.fooled.nonzero().flatten()
+        answer = judged(meter, search.nearest[hit])[1] if len(hit) else y[:0]
+        held = answer != y[rows[hit]]
+        at = rows[hit[held]].cpu()
+        fell[at], prediction[at] = True, answer[held].cpu()
+        x_adv[at] = search.nearest[hit[held]].to(x_adv)
+    attack = AttackOutcome(
+        name=f"escalation: {name}",
+        tried=~outcomes.fooled,
+        fooled=fell,
+        forward_samples=meter.forward_samples - forward,
+        backward_samples=meter.backward_samples - backward,
+        seconds=time.perf_counter() - started,
+    )
+    passes = attack.forward_samples + attack.backward_samples
+    after = outcomes.joined(attack, x_adv, prediction, nearest=nearest, margin=margin)
+    return after, _step(name, len(standing), int(fell.sum()), passes, after)
+
+
+def _stand_in(meter: Meter, x: Tensor, y: Tensor) -> nn.Module:
+    """The gentlest view of the model that has a slope on nearly every sample: the model itself, if it has one."""
+    views: list[nn.Module] = [meter]
+    views += [StraightThrough(meter, casts=casts, leak=leak) for leak in (False, True) for casts in (True, False)]
+    best, most = views[0], -1.0
+    for view in views:
+        leaf = x.clone().requires_grad_()
+        try:
+            grad = slope(margins(view(leaf).float(), y).sum(), leaf)
+        except Exception:  # the stand-in changed a type that the model needs
+            continue
+        share = (grad.flatten(1).abs().amax(1) > 0).float().mean().item()
+        if share > most + 0.05:
+            best, most = view, share
+    return best
+
+
+def _reached(probe: Probe, sign: Sign) -> Sign:
+    """Whether the adaptive attacker's gradients reach what only attacks without gradients had fooled."""
+    late = next((a.fooled for a in probe.outcomes.attacks if a.name == WITHOUT_GRADIENTS), probe.outcomes.fooled[:0])
+    rows = torch.tensor(sorted({*sign.samples, *late.nonzero().flatten().tolist()}), device=probe.x.device)
+    some = rows[torch.randperm(len(rows), generator=probe.rng, device=rows.device)[:PROBED]]
+    search = probe.search(some)
+    arms.margin(search, search.standing(), steps=40)
+    arms.classes(search, search.standing(), steps=20)
+    arms.restarts(search, search.standing(), starts="toward noise", steps=40)
+    missed = some[~search.fooled]
+    figure = len(missed) / len(some) * len(rows) / max(int(probe.outcomes.clean_correct.sum()), 1)
+    told = f"The adaptive attacker's gradients reach {len(some) - len(missed)} of {len(some)} of those samples."
+    state = "alarm" if figure > 0.05 else "ok"
+    return sign.model_copy(update={"state": state, "figure": figure, "says": told})
+
+
+def _merged(first: Sign, again: Sign | None) -> Sign:
+    """One sign out of its two answers: what fired is kept, and how it was answered."""
+    if again is None:
+        return first
+    if again.state != "alarm":  # where the question has become moot, no sample stands any more
+        answer = (again.answer or again.says).rstrip(".")
+        return first.model_copy(update={"state": "ok", "first": "alarm", "answer": answer})
+    return first.model_copy(update={"figure": again.figure, "answer": f"still so: {again.says.rstrip('.')}"})
+
+
+def _probe(
+    meter: Meter, view: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes, curve: Sequence[CurvePoint]
+) -> Probe:
+    rng = generator(x.device, outcomes.seed, "signs", outcomes.threat.digest)
+    return Probe(meter, view, x, y, outcomes, curve, BUDGET * outcomes.passes, rng)
+
+
+def _with_probes(probe: Probe) -> Outcomes:
+    """The outcomes with what the probe's searches fooled on their way."""
+    if not probe.fell.any():
+        return probe.outcomes
+    attack = AttackOutcome(name="signs", tried=~probe.outcomes.fooled, fooled=probe.fell.cpu())
+    return probe.outcomes.joined(attack, probe.x_adv, probe.prediction)
+
+
+def _lowered(curve: Sequence[CurvePoint], outcomes: Outcomes, confidence: float = 0.95) -> Curve:
+    """The curve, nowhere above the headline from the headline's radius on."""
+    standing, n = int((~outcomes.fooled).sum()), len(outcomes.fooled)
+    most = Share.of(standing, n, confidence=confidence)
+    return tuple(
+        point.model_copy(update={"robust": most})
+        if point.eps >= outcomes.threat.eps and point.robust.value > most.value
+        else point
+        for point in curve
+    )
+
+
+def _step(name: str, tried: int, fooled: int, passes: int, outcomes: Outcomes) -> Step:
+    return Step(name=name, tried=tried, fooled=fooled, passes=passes, robust=outcomes.robust_accuracy)

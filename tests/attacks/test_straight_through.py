@@ -1,0 +1,102 @@
+"""StraightThrough: the same answers, with a slope behind every hard operation."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.attacks import search
+from tasks.attacks.straight_through import StraightThrough
+
+
+def under_no_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x * 1.0
+
+
+def by_numpy(x: Tensor) -> Tensor:
+    return torch.from_numpy(np.round(x.detach().numpy(), 1))
+
+
+HARD = {
+    "round": lambda x: (x * 4).round() / 4,
+    "floor": lambda x: torch.floor(x * 8) / 8,
+    "floor division": lambda x: (x // 0.25) * 0.25,
+    "sign": lambda x: torch.sign(x - 0.5),
+    "detach": lambda x: x.detach(),
+    "data": lambda x: x.data,
+    "no_grad": under_no_grad,
+    "integers": lambda x: (x * 8).long().float() / 8,
+    "bytes": lambda x: (x * 255).to(torch.uint8).float() / 255,
+    "threshold": lambda x: (x > 0.5).float(),
+    "where": lambda x: torch.where(x > 0.5, torch.ones_like(x), torch.zeros_like(x)),
+    "buckets": lambda x: torch.bucketize(x, torch.tensor([0.2, 0.4, 0.6])).float() / 3,
+    "shut clamp": lambda x: x.clamp(2, 3) - 1.5,
+}
+
+
+class Behind(nn.Module):
+    """A linear map of what `hard` makes of x."""
+
+    def __init__(self, hard):
+        super().__init__()
+        self.hard, self.net = hard, nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.net(self.hard(x))
+
+
+class ByNumpy(nn.Module):
+    def forward(self, x):
+        return by_numpy(x)
+
+
+def slope(model: nn.Module, x: Tensor) -> float:
+    leaf = x.clone().requires_grad_()
+    return search.slope(model(leaf)[:, 0].sum(), leaf).abs().sum().item()
+
+
+X = torch.rand(20, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("hard", HARD.values(), ids=HARD)
+def test_a_hard_operation_gets_a_slope_and_keeps_its_answers(hard):
+    torch.manual_seed(0)
+    model = Behind(hard)
+    assert slope(model, X) == 0
+    assert slope(StraightThrough(model), X) > 0.1
+    leaf = X.clone().requires_grad_()
+    assert torch.allclose(StraightThrough(model)(leaf), model(X), atol=1e-6)
+
+
+def test_the_stand_in_is_the_identity():
+    torch.manual_seed(0)
+    model = Behind(lambda x: (x * 4).round() / 4)
+    assert slope(StraightThrough(model), X) == pytest.approx(20 * model.net.weight[0].abs().sum().item(), rel=1e-5)
+
+
+def test_a_module_that_leaves_torch_gets_a_slope_and_a_function_that_does_stays_shut():
+    torch.manual_seed(0)
+    assert slope(StraightThrough(nn.Sequential(ByNumpy(), nn.Linear(4, 3))), X) > 0.1
+    assert slope(StraightThrough(Behind(by_numpy)), X) == 0
+
+
+def test_shut_rectifiers_open_only_when_asked():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():
+        model[0].bias.fill_(-100.0)
+    assert slope(StraightThrough(model), X) == 0
+    assert slope(StraightThrough(model, leak=True), X) > 0
+
+
+def test_an_honest_model_keeps_its_own_slope():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    assert slope(StraightThrough(model), X) == pytest.approx(slope(model, X))
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_masks_that_must_be_truth_values_still_work():
+    model = Behind(lambda x: x.masked_fill(x < 0.3, 0.0))
+    leaf = X.clone().requires_grad_()
+    assert torch.allclose(StraightThrough(model)(leaf), model(X))

@@ -1,0 +1,289 @@
+"""The signs of soundness and the escalation, on planted faults, on honest models, and where nothing can be asked."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from tasks.attacks import AttackConfig, Suite, ThreatModel
+from tasks.data import digits
+from tasks.metrics import examine, measure, security_curve
+from tasks.metrics.engine import violation
+from tasks.metrics.probes import QUESTIONS
+from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
+from tasks.models.planted import Quantised, Saturated
+
+N = 200
+HERE = __name__
+
+
+@pytest.fixture(scope="module")
+def images():
+    x, y = digits("test")
+    return x[:N], y[:N]
+
+
+@pytest.fixture(scope="module")
+def planted(images) -> dict[str, Planted]:
+    return {case.name: case for case in plant(images[1])}
+
+
+@pytest.fixture(scope="module")
+def findings(planted, images) -> dict[str, Finding]:
+    return {name: find(case, images[0]) for name, case in planted.items()}
+
+
+HONEST = (
+    "plain MLP",
+    "adversarially trained MLP",
+    "MLP with batch normalisation and dropout",
+    "convolutional net",
+)
+
+
+@pytest.mark.parametrize("fault", SHOWS)
+def test_every_planted_fault_is_caught_by_the_sign_that_names_it(findings, fault):
+    found = findings[fault]
+    assert found.faulty
+    assert set(found.fired) & set(SHOWS[fault])
+    assert found.right
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_no_honest_model_is_accused(findings, name):
+    assert findings[name].fired == ()
+    assert findings[name].soundness.sound
+    assert findings[name].soundness.steps == ()
+
+
+def test_the_set_of_planted_models_is_whole(findings):
+    assert set(findings) == set(SHOWS) | set(HONEST)
+
+
+def test_what_hides_from_pgd_does_not_hide_from_us(findings):
+    for fault in ("saturated logits", "quantised input", "detached preprocessing", "dead rectifiers"):
+        assert findings[fault].naive > 0.85
+        assert findings[fault].after < 0.2
+
+
+def test_signs_cost_at_most_fifteen_percent_of_the_passes(findings):
+    for found in findings.values():
+        assert found.soundness.share <= 0.15, found.name
+
+
+def test_a_void_number_says_so_and_an_answered_one_says_how(findings):
+    assert not findings["dead rectifiers"].soundness.sound
+    assert not findings["network in training mode"].soundness.sound
+    assert not findings["labels off by one"].soundness.sound
+    quantised = findings["quantised input"].soundness
+    assert quantised.sound
+    assert all(sign.answer for sign in quantised.signs if sign.first == "alarm")
+    assert quantised.steps[0].name == "straight-through gradients (BPDA)"
+
+
+def test_each_question_is_answered_once_in_the_order_of_the_table(findings):
+    names = [part for name in QUESTIONS for part in name.split(" / ")]
+    assert [sign.name for sign in findings["plain MLP"].soundness.signs] == names
+
+
+def test_a_sign_that_fires_names_its_figure_threshold_and_samples(findings):
+    for found in findings.values():
+        for sign in found.soundness.signs:
+            assert sign.says.endswith(".")
+            if sign.first == "alarm":
+                assert None not in (sign.figure, sign.threshold)
+                assert all(0 <= row < N for row in sign.samples)
+            if sign.first in ("not run", "not applicable"):
+                assert sign.figure is None
+                assert sign.says.lower().startswith(sign.first)
+
+
+@pytest.mark.parametrize("fault", ["quantised input", "detached preprocessing"])
+def test_a_weak_suite_is_made_good_by_the_escalation(planted, images, fault):
+    x, y = images
+    model = planted[fault].model
+    weak = measure(model, x, y, threat=THREAT, suite=["pgd"])
+    outcomes, curve, soundness = examine(model, x, y, outcomes=weak)
+    assert weak.robust_accuracy > 0.7
+    assert outcomes.robust_accuracy < 0.1
+    assert soundness.before == pytest.approx(weak.robust_accuracy, abs=0.03)
+    assert curve == ()
+    assert violation(x, outcomes.x_adv, THREAT) is None
+    assert (outcomes.fooled | ~weak.fooled).all()  # nothing that had fallen stands again
+    with torch.no_grad():
+        answers = model(outcomes.x_adv).argmax(1)
+    assert torch.equal(answers != y, outcomes.fooled)
+    assert torch.equal(answers[outcomes.fooled], outcomes.prediction[outcomes.fooled])
+
+
+def test_cross_entropy_without_a_slope_is_an_alarm_until_something_follows_the_margin(planted, images):
+    x, y = images
+    model = planted["saturated logits"].model
+    by_entropy = measure(model, x, y, threat=THREAT, suite=["fgsm"])
+    by_margin = measure(model, x, y, threat=THREAT, suite=["margin"])
+    _, _, first = examine(model, x, y, outcomes=by_entropy)
+    _, _, second = examine(model, x, y, outcomes=by_margin)
+    assert first.steps
+    sign = next(sign for sign in second.signs if sign.name == "no gradients")
+    assert (sign.first, sign.state) == ("alarm", "ok")
+    assert "raw margin" in sign.answer
+
+
+def test_the_examination_repeats_itself_and_leaves_the_model_alone(planted, images):
+    x, y = images
+    model = planted["quantised input"].model.train()
+    weak = measure(model, x, y, threat=THREAT, suite=["pgd"])
+    state = torch.get_rng_state()
+    before = [p.clone() for p in model.parameters()]
+    first, second = (examine(model, x, y, outcomes=weak) for _ in range(2))
+    assert torch.equal(first[0].x_adv, second[0].x_adv)
+    assert first[2] == second[2]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    model.eval()
+
+
+def test_the_curve_meets_the_headline_after_the_escalation(planted, images):
+    x, y = images
+    model = planted["detached preprocessing"].model
+    outcomes, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite=["pgd"]))
+    outcomes, curve, _ = examine(model, x, y, outcomes=outcomes, curve=curve)
+    at = next(point.robust.value for point in curve if point.eps == THREAT.eps)
+    assert at == pytest.approx(outcomes.robust_accuracy)
+    values = [point.robust.value for point in curve]
+    assert values == sorted(values, reverse=True)
+
+
+class ByNumpy(nn.Module):
+    """A defence that leaves torch inside of a function: nothing can be put in its place."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(torch.tensor(x.detach().numpy().round(1)))
+
+
+def test_what_no_stand_in_opens_stays_void(planted, images):
+    x, y = images
+    model = ByNumpy(planted["plain MLP"].model)
+    outcomes = measure(model, x, y, threat=THREAT, suite="quick")
+    _, _, soundness = examine(model, x, y, outcomes=outcomes)
+    assert "no gradients" in [sign.name for sign in soundness.alarms]
+
+
+class Moody(nn.Module):
+    """Raises for anything but whole batches of 8 or more."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        if len(x) < 3:
+            raise RuntimeError("too few")
+        return self.net(x)
+
+
+def test_a_question_that_the_model_does_not_survive_is_an_alarm(planted, images):
+    x, y = images
+    outcomes = measure(planted["plain MLP"].model, x, y, threat=THREAT, suite=["pgd"])
+    _, _, soundness = examine(Moody(planted["plain MLP"].model), x, y, outcomes=outcomes)
+    sign = next(sign for sign in soundness.signs if sign.name == "answers depend on the batch")
+    assert sign.state == "alarm"
+    assert "RuntimeError" in sign.says
+
+
+def passes_over(model, x, y, *, threat, rng):
+    """Meets a fooling input on its way and returns the original."""
+    leaf = x.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(model(leaf), y, reduction="sum")
+    (grad,) = torch.autograd.grad(loss, leaf)
+    model((x + threat.eps * grad.sign()).clamp(*threat.bounds))
+    return x
+
+
+def test_a_fooling_input_met_on_the_way_counts_and_is_reported(planted, images):
+    x, y = images
+    model = planted["plain MLP"].model
+    silent = measure(model, x, y, threat=THREAT, suite=[f"{HERE}:passes_over"])
+    fgsm = measure(model, x, y, threat=THREAT, suite=["fgsm"])
+    assert torch.equal(silent.fooled, fgsm.fooled)
+    _, _, soundness = examine(model, x, y, outcomes=silent)
+    sign = next(sign for sign in soundness.signs if sign.name == "silent success")
+    assert (sign.first, sign.state) == ("alarm", "ok")
+    assert sign.samples == tuple((silent.fooled & silent.clean_correct).nonzero().flatten().tolist())
+
+
+def test_a_search_that_its_cap_cut_short_shows_late_flips(planted, images):
+    x, y = images
+    row = AttackConfig(name="restarts", params={"steps": 5}, samples="drawn", share=0.1)
+    suite = Suite(name="short", attacks=(row,), passes=12, again=5)
+    model = planted["plain MLP"].model
+    outcomes = measure(model, x, y, threat=THREAT, suite=suite)
+    _, _, soundness = examine(model, x, y, outcomes=outcomes)
+    sign = next(sign for sign in soundness.signs if sign.name == "late flips")
+    assert outcomes.capped
+    assert sign.first == "alarm"
+    assert "cap" in sign.says
+
+
+def test_a_curve_that_misses_its_headline_is_an_alarm(planted, images):
+    x, y = images
+    model = planted["plain MLP"].model
+    outcomes, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite="quick"))
+    wrong = tuple(replace_share(point) if point.eps == THREAT.eps else point for point in curve)
+    _, _, soundness = examine(model, x, y, outcomes=outcomes, curve=wrong)
+    sign = next(sign for sign in soundness.signs if sign.name == "the curve does not fall")
+    assert sign.first == "alarm"
+
+
+def replace_share(point):
+    share = point.robust.model_copy(update={"value": 0.99})
+    return point.model_copy(update={"robust": share})
+
+
+@pytest.mark.parametrize(
+    "threat",
+    [
+        ThreatModel(norm="l2", eps=0.5),
+        ThreatModel(norm="l1", eps=2.0),
+        ThreatModel(norm="l0", eps=3),
+        ThreatModel(norm="unbounded"),
+        ThreatModel(norm="linf", eps=0.1, mask=(True,) * 32 + (False,) * 32),
+    ],
+    ids=str,
+)
+def test_no_honest_model_is_accused_under_another_threat(planted, images, threat):
+    x, y = images
+    model = planted["adversarially trained MLP"].model
+    outcomes, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=threat))
+    _, _, soundness = examine(model, x, y, outcomes=outcomes, curve=curve)
+    assert [sign.name for sign in soundness.signs if sign.first == "alarm"] == []
+
+
+@pytest.mark.parametrize("wrap", [Quantised, Saturated])
+def test_masking_is_caught_in_another_norm_too(planted, images, wrap):
+    x, y = images
+    model = wrap(planted["plain MLP"].model)
+    outcomes = measure(model, x, y, threat=ThreatModel(norm="l2", eps=0.5), suite="quick")
+    _, _, soundness = examine(model, x, y, outcomes=outcomes)
+    assert "no gradients" in [sign.name for sign in soundness.signs if sign.first == "alarm"]
+
+
+def test_without_a_right_answer_there_is_one_sign(images):
+    x, y = images
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].bias.zero_()
+        model[1].bias[0] = 1.0
+    keep = y != 0
+    outcomes = measure(model, x[keep], y[keep], threat=THREAT, suite="quick")
+    _, _, soundness = examine(model, x[keep], y[keep], outcomes=outcomes)
+    assert [sign.state for sign in soundness.signs] == ["ok", "not applicable"]
+    assert replace(outcomes).robust_accuracy == 0
