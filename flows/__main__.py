@@ -1,4 +1,4 @@
-"""The command line: redoubt run | recipes | suites | config | ui."""
+"""The command line: redoubt run | check | recipes | suites | selftest | config | ui."""
 
 import gc
 import json
@@ -79,6 +79,75 @@ def suites() -> None:
     from tasks.attacks import SUITES
 
     click.echo("\n\n".join(str(suite) for suite in SUITES.values()))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--dataset", required=True, help="As in a config: a name, 'package.module:function', a CSV, a folder.")
+@click.option("--norm", default="linf", show_default=True, help="Of the threat model.")
+@click.option("--eps", required=True, help="Its radius: 0.03 or 8/255.")
+@click.option("--floor", default=0.5, show_default=True, help="Robust accuracy that is asked for.")
+@click.option("--suite", default="standard", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--planted", default=0, show_default=True, help="Plant an adversarial example near so many samples first."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
+def check(
+    model: str, dataset: str, norm: str, eps: str, floor: float, suite: str, seed: int, planted: int, as_json: bool
+) -> None:
+    """Measure MODEL on as few samples as show on which side of the floor it is.
+
+    MODEL is 'package.module:function', models:/NAME/3 or models:/NAME@champion. With --planted the suite must also
+    find adversarial examples that are known to exist (the binarisation test). Exit codes as for `run`.
+    """
+    from flows.check import check as decision
+    from flows.config import threat_of
+    from flows.settle import settle
+
+    settle()
+    threat = threat_of(norm, eps)
+    early, found = decision(model, dataset, threat=threat, floor=floor, suite=suite, seed=seed, planted=planted)
+    weak = found is not None and not found.passed
+    code = {"above the floor": EXIT["cannot tell" if weak else "pass"], "below the floor": EXIT["fail"]}
+    if as_json:
+        values = {"decision": early.model_dump(), "planted": found.model_dump() if found else None}
+        click.echo(json.dumps(values, indent=2))
+    else:
+        share, side = early.robust, early.outcome.replace("the floor", f"the floor of {floor:.0%}")
+        figure = f"{share.value:.1%} [{share.lo:.1%}, {share.hi:.1%}]"
+        click.echo(
+            f"{model} withstands the attacks on {figure} of {early.samples} of {early.of} samples under {threat}:"
+        )
+        click.echo(f"{side}.")
+        for line in (*early.problems, *([found.says] if found else [])):
+            click.echo(f"  {line}")
+    sys.exit(code.get(early.outcome, EXIT["cannot tell"]))
+
+
+@cli.command()
+@click.option("--suite", default="standard", show_default=True, help="The attacks that measure each model.")
+@click.option("--seed", default=0, show_default=True, help="Of the attacks.")
+def selftest(suite: str, seed: int) -> None:
+    """Plant known faults into small models and see that the signs of soundness catch each, and accuse no honest one.
+
+    Exit code 1 where a fault goes unseen or an honest model is accused.
+    """
+    from tasks.attacks import as_suite
+    from tasks.metrics.selftest import selftest as findings
+
+    as_suite(suite)
+    click.echo(f"{'model':41}{'PGD says':>9}{'suite':>8}{'at last':>9}  {'number':8}{'':9}signs that fired")
+    wrong = 0
+    for found in findings(suite, seed):
+        wrong += not found.right
+        number = "sound" if found.soundness.sound else "void"
+        caught, spared = ("caught", "MISSED"), ("spared", "ACCUSED")
+        how = (caught if found.faulty else spared)[not found.right]
+        shares = f"{found.naive:9.1%}{found.before:8.1%}{found.after:9.1%}"
+        click.echo(f"{found.name:41}{shares}  {number:8}{how:9}{', '.join(found.fired)}")
+    click.echo(f"{wrong} wrong." if wrong else "Every fault was caught, and no honest model was accused.")
+    sys.exit(1 if wrong else 0)
 
 
 @cli.command()

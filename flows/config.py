@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
+from tasks.attacks import ThreatModel
 from tasks.data import DataContract
 from tasks.errors import WrongInput
 from tasks.lookup import did_you_mean
@@ -34,6 +35,14 @@ def parse(values: dict[str, Any]) -> PipelineConfig:
         raise WrongInput("\n".join(_sentence(row) for row in error.errors())) from error
 
 
+def threat_of(norm: str, eps: str) -> ThreatModel:
+    """The threat model of a norm and a radius, e.g. linf and 8/255. Raises WrongInput."""
+    try:
+        return ThreatModel.model_validate({"norm": norm} | ({} if norm == "unbounded" else {"eps": eps}))
+    except ValidationError as error:
+        raise WrongInput("\n".join(_sentence(row) for row in error.errors())) from error
+
+
 def _sentence(row: Any) -> str:
     path = [part for part in row["loc"] if not (isinstance(part, str) and "[" in part)]
     where = ".".join(str(part) for part in path)
@@ -44,7 +53,7 @@ def _sentence(row: Any) -> str:
         return f"{where!r} is missing."
     message = row["msg"].removeprefix("Value error, ")
     given = "" if row["type"] == "value_error" else f" (written: {row['input']!r})"
-    return f"{where}: {message}{given}"
+    return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 
 def _fields(path: list[Any]) -> list[str]:

@@ -4,7 +4,7 @@ from prefect import flow
 
 from flows.config import PipelineConfig
 from tasks.data import Data
-from tasks.decide import decide
+from tasks.decide import decide, warn_of_few_samples
 from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.evidence import Chapter, Story
 from tasks.metrics import RobustnessReport
@@ -21,7 +21,10 @@ def posture_pipeline(config: PipelineConfig) -> Story:
     """Validate, train, attack, decide; on fail harden and attack again; promote what passes. The whole story."""
     with open_run(config.name, config.model_dump(mode="json")) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
-        champion = champion_report(config.name, data, config.evaluation, run_id=run_id)
+        champion = champion_report(
+            config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
+        )
+        warn_of_few_samples(data, config.evaluation, config.policy, champion=champion is not None)
 
         baseline = train_model(data, config.training, stage="baseline", run_id=run_id)
         chapters, rounds = [examine(baseline, data, config, champion, run_id=run_id)], list[Chapter]()
@@ -67,5 +70,5 @@ def harden(data: Data, config: PipelineConfig, *, run_id: str) -> tuple[StoredMo
         tried.append((model, Chapter(stage=model.stage, run_id=model.run_id, report=report, verdict=verdict)))
         if verdict.outcome != "fail":
             break
-    best, _ = max(tried, key=lambda pair: min(threat.robust.value for threat in pair[1].report.threats))
+    best, _ = max(tried, key=lambda pair: (pair[1].report.sound, pair[1].report.worst))
     return best, [chapter for _, chapter in tried]

@@ -1,9 +1,13 @@
 """Turn a report into a verdict, and keep it."""
 
+import logging
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.metrics import RobustnessReport
+from tasks.data import Data
+from tasks.errors import WrongInput
+from tasks.metrics import EvaluationConfig, RobustnessReport
 from tasks.models import StoredModel
 from tasks.track import log_dict, set_tags
 from tasks.verdicts import Policy, Verdict, judge
@@ -20,3 +24,23 @@ def decide(
     kept = {"verdict": verdict.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
     log_dict(model.run_id, kept, f"{prefix.replace('.', '/')}verdict.json")
     return verdict
+
+
+def warn_of_few_samples(data: Data, evaluation: EvaluationConfig, policy: Policy, *, champion: bool) -> str | None:
+    """Why no model can pass, whatever is trained: too few samples, or a floor of 1; logged as well. None if one can."""
+    size = data.sizes["test"]
+    n = min(evaluation.samples or size, size)
+    try:
+        needed = policy.smallest_sample(evaluation.confidence, champion=champion)
+    except WrongInput as never:
+        warning = f"this policy can never be passed: {never}"
+    else:
+        if n >= needed:
+            return None
+        warning = f"{n} test samples will be measured, but this policy needs {needed} to pass; "
+        if needed <= size:
+            warning += f"set evaluation.samples to {needed} or more"
+        else:
+            warning += f"the test split holds {size}, so evaluation.samples cannot help: bring data or ask for less"
+    logging.getLogger("redoubt").warning(warning)
+    return warning

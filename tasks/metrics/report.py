@@ -2,18 +2,29 @@
 
 import base64
 import platform
+import re
 import time
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.curve import CurvePoint, security_curve
+from tasks.metrics.escalation import examine
+from tasks.metrics.groups import ClassRow, PairRow, by_class, by_pair
 from tasks.metrics.outcomes import Outcomes, Precision, measure
+from tasks.metrics.pairs import PairReport, check_pairs, measure_pairs
+from tasks.metrics.seeds import merged
 from tasks.metrics.soundness import Soundness
-from tasks.metrics.statistics import Share
+from tasks.metrics.statistics import Share, Spread
+
+CONFUSIONS = 20  # pairs of classes that a report keeps, the most frequent ones
+ClassNumber = Annotated[int, Field(ge=0)]
 
 
 class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
@@ -25,7 +36,19 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     samples: int | None = Field(None, ge=1, description="how many samples of the split; all if empty")
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
     seed: int = Field(0, ge=0)
+    seeds: int = Field(1, ge=1, le=20, description="attack seeds; the headline is the worst case over all of them")
+    critical_pairs: tuple[tuple[ClassNumber, ClassNumber], ...] = Field(
+        (), description="[source class, target class], e.g. [[3, 8]]: no sample may be made to look like the target"
+    )
     precision: Precision = Field("auto", description="of the search; auto: bf16 where that is faster")
+
+    @field_validator("critical_pairs")
+    @classmethod
+    def _of_two_classes(cls, pairs: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        same = next((pair for pair in pairs if pair[0] == pair[1]), None)
+        if same:
+            raise ValueError(f"the critical pair {list(same)} is one class. Write [source, target], e.g. [3, 8].")
+        return tuple(dict.fromkeys(pairs))
 
     def resolved_suite(self) -> Suite:
         """The suite with the user's own attacks behind it. Raises UnknownPart."""
@@ -67,11 +90,14 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
     draws: int = Field(1, description="passes averaged for one answer; above 1 for a model that answers at random")
     problems: tuple[str, ...] = Field((), description="each of them voids the number")
     soundness: Soundness | None = Field(None, description="what was checked before the number is believed")
+    pairs: tuple[PairReport, ...] = Field((), description="the critical pairs, in the config's order")
+    classes: tuple[ClassRow, ...] = Field((), description="each class against the others, corrected for their number")
+    confusions: tuple[PairRow, ...] = Field((), description="what fooled samples were taken for, most frequent first")
+    spread: Spread | None = Field(None, description="the suite's robust accuracy with each seed, if there are several")
 
     def held(self) -> np.ndarray:
-        """Bool [N]: which samples withstood every attack."""
-        bits = np.frombuffer(base64.b64decode(self.standing), dtype=np.uint8)
-        return np.unpackbits(bits, count=self.robust.n).astype(bool)
+        """Bool [N]: which samples withstood every attack. Raises ValueError if `standing` is not of N samples."""
+        return _unpacked(self.standing, self.robust.n)
 
     @classmethod
     def of(cls, outcomes: Outcomes, *, curve: tuple[CurvePoint, ...] = (), confidence: float = 0.95) -> "ThreatReport":
@@ -101,7 +127,7 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
             robust=Share.of(int((~outcomes.fooled).sum()), n, confidence=confidence),
             attacks=tuple(rows),
             curve=curve,
-            standing=base64.b64encode(np.packbits((~outcomes.fooled).numpy()).tobytes()).decode(),
+            standing=_packed(~outcomes.fooled),
             forward_samples=outcomes.forward_samples,
             backward_samples=outcomes.backward_samples,
             seconds=outcomes.seconds,
@@ -112,7 +138,10 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
 
 
 class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
-    """One model, one split, every threat model, with all that a reader needs to trust or doubt the numbers."""
+    """One model, one split, every threat model, with all that a reader needs to trust or doubt the numbers.
+
+    `correct` packs one bit a sample: 1 where the model was right on the unchanged input.
+    """
 
     stage: str
     split: str
@@ -123,9 +152,26 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
     threats: tuple[ThreatReport, ...] = Field(min_length=1)
     confidence: float
     seed: int
+    seeds: int = 1
+    correct: str = ""
+    measured_at: str = Field("", description="when the evaluation ended: ISO 8601, UTC")
     device: str
     versions: dict[str, str]
     seconds: float
+
+    def correct_samples(self) -> np.ndarray:
+        """Bool [N]: which samples were right as they are. Raises ValueError if `correct` is not of N samples."""
+        return _unpacked(self.correct, self.clean.n)
+
+    @property
+    def sound(self) -> bool:
+        """Whether every number may be believed: checked, without an alarm that stands, without problems."""
+        return all(t.soundness is not None and t.soundness.sound and not t.problems for t in self.threats)
+
+    @property
+    def worst(self) -> float:
+        """The lowest robust accuracy under any threat model."""
+        return min(threat.robust.value for threat in self.threats)
 
     def metrics(self) -> dict[str, float]:
         """Every number under the name that it bears in MLflow."""
@@ -133,10 +179,21 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
         for report in self.threats:
             key = f"robust_accuracy/{report.threat.name}"
             named |= _interval(key, report.robust)
-            named |= {f"{key}/{row.name.replace(':', '.')}": row.robust.value for row in report.attacks}
+            named |= {f"{key}/{_key(row.name)}": row.robust.value for row in report.attacks}
             named[f"problems/{report.threat.name}"] = float(len(report.problems))
+            if report.soundness:
+                named[f"alarms/{report.threat.name}"] = float(len(report.soundness.alarms))
+                signs = (sign for sign in report.soundness.signs if sign.figure is not None)
+                named |= {f"sign/{report.threat.name}/{_key(sign.name)}": float(sign.figure or 0.0) for sign in signs}
+            if report.spread:
+                named[f"{key}/seed_sd"] = report.spread.sd
+            for pair in report.pairs:
+                if pair.flipped:
+                    named[f"flipped/{report.threat.name}/{pair.source}-{pair.target}"] = pair.flipped.value
         named["forward_samples"] = float(sum(report.forward_samples for report in self.threats))
         named["backward_samples"] = float(sum(report.backward_samples for report in self.threats))
+        passes = [pair.passes for report in self.threats for pair in report.pairs]
+        named |= {"pair_passes": float(sum(passes))} if passes else {}
         named["seconds"] = self.seconds
         return named
 
@@ -149,6 +206,7 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
                 "data": report.data_digest,
                 "number of samples": report.clean.n,
                 "seed": report.seed,
+                "number of seeds": report.seeds,
                 "list of threat models": [t.threat for t in report.threats],
                 "suite": [t.suite_digest for t in report.threats],
             }
@@ -172,25 +230,17 @@ def evaluate(
 ) -> tuple[RobustnessReport, list[Outcomes]]:
     """Measure the model under every threat model; the report, and behind it each sample's outcome.
 
-    Raises what measure() raises.
+    Raises what measure() raises, and WrongInput for a critical pair of a class that the model does not know.
     """
-    started, suite, results, reports = time.perf_counter(), config.resolved_suite(), [], []
+    check_pairs(model, x, config.critical_pairs)
+    started, suite = time.perf_counter(), config.resolved_suite()
+    results, reports = [], []
     for threat in config.threats:
-        outcomes = measure(
-            model,
-            x,
-            y,
-            threat=threat,
-            suite=suite,
-            seed=config.seed,
-            precision=config.precision,
-            progress=progress,
-        )
-        outcomes, curve = security_curve(model, x, y, outcomes=outcomes, confidence=config.confidence)
-        reports.append(ThreatReport.of(outcomes, curve=curve, confidence=config.confidence))
+        outcomes, report = _under(threat, model, x, y, config, suite, progress=progress)
         results.append(outcomes)
+        reports.append(report)
     device = next((p.device.type for p in model.parameters()), "cpu")
-    report = RobustnessReport(
+    return RobustnessReport(
         stage=stage,
         split=split,
         data=data,
@@ -200,11 +250,50 @@ def evaluate(
         threats=tuple(reports),
         confidence=config.confidence,
         seed=config.seed,
+        seeds=config.seeds,
+        correct=_packed(results[0].clean_correct),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         device=device,
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         seconds=time.perf_counter() - started,
+    ), results
+
+
+def _under(
+    threat: ThreatModel,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    config: EvaluationConfig,
+    suite: Suite,
+    *,
+    progress: bool,
+) -> tuple[Outcomes, ThreatReport]:
+    """Each sample's outcome under one threat model, the worst over the seeds, and the report of it."""
+    attack = partial(measure, model, x, y, threat=threat, suite=suite, precision=config.precision, progress=progress)
+    of_seed = [attack(seed=seed) for seed in range(config.seed, config.seed + config.seeds)]
+    outcomes, curve = security_curve(model, x, y, outcomes=merged(of_seed), confidence=config.confidence)
+    outcomes, curve, soundness = examine(model, x, y, outcomes=outcomes, curve=curve, confidence=config.confidence)
+    pairs = measure_pairs(
+        model,
+        x,
+        y,
+        config.critical_pairs,
+        threat=threat,
+        suite=suite,
+        seed=config.seed,
+        seeds=config.seeds,
+        warm=outcomes.nearest,
+        precision=config.precision,
+        confidence=config.confidence,
     )
-    return report, results
+    report = ThreatReport.of(outcomes, curve=curve, confidence=config.confidence)
+    spread = Spread.of([found.robust_accuracy for found in of_seed]) if config.seeds > 1 else None
+    groups = {
+        "classes": by_class(outcomes, y, confidence=config.confidence),
+        "confusions": by_pair(outcomes, y, max(2, _classes(outcomes, y)), confidence=config.confidence)[:CONFUSIONS],
+    }
+    return outcomes, report.model_copy(update={"pairs": pairs, "spread": spread, "soundness": soundness} | groups)
 
 
 def choose_rows(n: int, samples: int | None, seed: int) -> Tensor:
@@ -212,6 +301,28 @@ def choose_rows(n: int, samples: int | None, seed: int) -> Tensor:
     if samples is None or samples >= n:
         return torch.arange(n)
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+
+
+def _classes(outcomes: Outcomes, y: Tensor) -> int:
+    """How many classes labels and answers name."""
+    return 1 + max(int(y.max()), int(outcomes.prediction.max()))
+
+
+def _packed(flags: Tensor) -> str:
+    return base64.b64encode(np.packbits(flags.numpy()).tobytes()).decode()
+
+
+def _unpacked(packed: str, n: int) -> np.ndarray:
+    """Bool [n]. Raises ValueError unless the text holds exactly the bytes of n bits."""
+    bits = np.frombuffer(base64.b64decode(packed, validate=True), dtype=np.uint8)
+    if len(bits) != (n + 7) // 8:
+        raise ValueError(f"{len(bits)} bytes do not hold one bit for each of {n} samples")
+    return np.unpackbits(bits, count=n).astype(bool)
+
+
+def _key(name: str) -> str:
+    """The name as a part of an MLflow key, which holds no colon on some stores and no punctuation on any."""
+    return re.sub(r"[^\w.\- ]+", "", name.replace(":", "."))
 
 
 def _interval(key: str, share: Share) -> dict[str, float]:

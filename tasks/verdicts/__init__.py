@@ -1,5 +1,8 @@
 """Verdicts: pure functions of reports and policy."""
 
-from tasks.verdicts.decide import Check, Outcome, Policy, Verdict, judge
+from tasks.verdicts.champion import why_unusable
+from tasks.verdicts.checks import Check, Outcome, Verdict
+from tasks.verdicts.decide import judge
+from tasks.verdicts.policy import Policy
 
-__all__ = ["Check", "Outcome", "Policy", "Verdict", "judge"]
+__all__ = ["Check", "Outcome", "Policy", "Verdict", "judge", "why_unusable"]

@@ -1,70 +1,57 @@
 """judge(): pass, fail or cannot tell, with the reasons. Fails closed: no verdict is better than a kind one."""
 
-import math
-from typing import Literal
+from datetime import datetime
 
-from pydantic import BaseModel, Field
+from tasks.errors import WrongInput
+from tasks.metrics import PairReport, RobustnessReport, Share, Sign, ThreatReport
+from tasks.verdicts.champion import against
+from tasks.verdicts.checks import Check, Outcome, Verdict
+from tasks.verdicts.policy import Policy
+from tasks.verdicts.trust import (
+    believed,
+    contradictions,
+    is_number,
+    pair_is_whole,
+    problems,
+    trust_in_clean,
+    trust_under,
+    was_checked,
+)
 
-from tasks.metrics import RobustnessReport, Share, ThreatReport, paired_loss
-
-Outcome = Literal["pass", "fail", "cannot tell"]
-UnitInterval = Field(ge=0, le=1)
-
-
-class Policy(BaseModel, frozen=True, extra="forbid"):
-    """The numbers that a verdict needs. A floor is held against the interval's end, not against the estimate."""
-
-    floor: float = Field(0.5, ge=0, le=1, description="robust accuracy, under every threat model")
-    floors: dict[str, float] = Field(default_factory=dict, description="per threat model, e.g. {linf_0.1: 0.6}")
-    clean_floor: float = Field(0.8, ge=0, le=1, description="accuracy on unchanged inputs")
-    tolerance: float = Field(0.03, ge=0, le=1, description="robust accuracy that may be lost against the champion")
-    min_samples: int = Field(100, ge=1, description="fewer samples than this decide nothing")
-    max_rounds: int = Field(2, ge=0, description="how often hardening is tried")
-
-
-class Check(BaseModel, frozen=True, extra="forbid"):
-    """One question that the policy asks, and its answer."""
-
-    name: str
-    outcome: Outcome
-    reason: str
+NAMED = 5  # samples that a reason names
 
 
-class Verdict(BaseModel, frozen=True, extra="forbid"):
-    """The answer for one model. Any failed check fails it; without one, any open check leaves it open."""
+def judge(
+    report: RobustnessReport,
+    policy: Policy,
+    champion: RobustnessReport | None = None,
+    now: datetime | None = None,
+) -> Verdict:
+    """The verdict on a report, and on what it lost against the champion if there is one.
 
-    outcome: Outcome
-    checks: tuple[Check, ...] = Field(min_length=1)
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why it is not a pass, or for a pass what was shown."""
-        decisive = [c for c in self.checks if c.outcome == self.outcome]
-        return tuple(c.reason for c in decisive)
-
-
-def judge(report: RobustnessReport, policy: Policy, champion: RobustnessReport | None = None) -> Verdict:
-    """The verdict on a report: floors, sample size, problems, and the loss against the champion if there is one."""
-    checks = [_enough(report, policy), _floor("clean accuracy", report.clean, policy.clean_floor)]
+    A check on a number that is void says neither pass nor fail. now: by default the clock's; the champion's report
+    must not be older than the policy allows.
+    """
+    clean = _floor("clean accuracy", report.clean, policy.clean_floor)
+    checks = [_enough(report, policy), _numbers(report), believed(clean, trust_in_clean(report))]
     for threat in report.threats:
-        checks.append(_sound(threat))
+        trust = trust_under(report, threat)
         floor = policy.floors.get(threat.threat.name, policy.floor)
-        checks.append(_floor(f"robust accuracy under {threat.threat}", threat.robust, floor))
-    unknown = set(policy.floors) - {threat.threat.name for threat in report.threats}
-    if unknown:
-        missing = f"policy.floors names {', '.join(sorted(unknown))}, which was not measured"
-        checks.append(Check(name="coverage", outcome="cannot tell", reason=missing))
+        checks += [_attacked(threat), _sound(threat)]
+        checks.append(believed(_floor(f"robust accuracy under {threat.threat}", threat.robust, floor), trust))
+        checks += [believed(_pair(pair, threat, policy), trust) for pair in threat.pairs]
+    checks += _covered(report, policy)
     if champion is not None:
-        checks += _against(champion, report, policy)
+        checks += against(champion, report, policy, now)
     outcomes = [check.outcome for check in checks]
     worst: Outcome = next((o for o in ("fail", "cannot tell") if o in outcomes), "pass")
     return Verdict(outcome=worst, checks=tuple(checks))
 
 
 def _floor(what: str, share: Share, floor: float) -> Check:
-    figure = f"{what} {share.value:.1%} [{share.lo:.1%}, {share.hi:.1%}]"
-    if not all(math.isfinite(v) for v in (share.value, share.lo, share.hi)):
+    if not is_number(share):
         return Check(name=what, outcome="cannot tell", reason=f"{what} is not a number")
+    figure = f"{what} {share.value:.1%} [{share.lo:.1%}, {share.hi:.1%}]"
     if share.lo >= floor:
         return Check(name=what, outcome="pass", reason=f"{figure} clears the floor of {floor:.0%}")
     if share.hi < floor:
@@ -75,42 +62,78 @@ def _floor(what: str, share: Share, floor: float) -> Check:
 
 def _enough(report: RobustnessReport, policy: Policy) -> Check:
     n = report.clean.n
-    if n >= policy.min_samples:
-        return Check(name="sample size", outcome="pass", reason=f"{n} samples were measured")
-    reason = f"{n} samples were measured, the policy asks for {policy.min_samples}"
+    try:
+        needed = policy.smallest_sample(report.confidence, champion=False)
+    except WrongInput as never:
+        return Check(name="sample size", outcome="cannot tell", reason=str(never))
+    if n >= needed:
+        return Check(name="sample size", outcome="pass", reason=f"{n} samples were measured, {needed} are needed")
+    reason = f"{n} samples were measured, the policy needs {needed}"
     return Check(name="sample size", outcome="cannot tell", reason=reason)
 
 
-def _sound(threat: ThreatReport) -> Check:
-    name = f"attacks under {threat.threat}"
-    if threat.problems:
-        return Check(name=name, outcome="cannot tell", reason="; ".join(threat.problems))
+def _numbers(report: RobustnessReport) -> Check:
+    found = contradictions(report)
+    if found:
+        return Check(name="numbers", outcome="cannot tell", reason="; ".join(found))
+    return Check(name="numbers", outcome="pass", reason="every number agrees with its samples")
+
+
+def _attacked(threat: ThreatReport) -> Check:
+    name, broken = f"attacks under {threat.threat}", problems(threat)
+    if broken:
+        return Check(name=name, outcome="cannot tell", reason="; ".join(broken))
     names = ", ".join(row.name for row in threat.attacks if row.tried)
     if not names:
         return Check(name=name, outcome="cannot tell", reason=f"no attack tried a sample under {threat.threat}")
     return Check(name=name, outcome="pass", reason=f"{names} ran to the end under {threat.threat}")
 
 
-def _against(champion: RobustnessReport, report: RobustnessReport, policy: Policy) -> list[Check]:
-    difference = report.comparable_with(champion)
-    if difference:
-        reason = f"the champion was measured with another {difference}; measure it again before comparing"
-        return [Check(name="champion", outcome="cannot tell", reason=reason)]
-    return [
-        _no_worse(f"robust accuracy under {mine.threat}", mine, theirs, report.confidence, policy)
-        for mine, theirs in zip(report.threats, champion.threats, strict=True)
-    ]
+def _sound(threat: ThreatReport) -> Check:
+    name, soundness = f"soundness under {threat.threat}", threat.soundness
+    if soundness is None or not was_checked(threat):
+        reason = f"robust accuracy under {threat.threat}: its soundness was not checked"
+        return Check(name=name, outcome="cannot tell", reason=reason)
+    if not soundness.sound:
+        said = "; ".join(sign.says.rstrip(".") for sign in soundness.alarms)
+        reason = f"robust accuracy under {threat.threat} is not sound: {said}"
+        return Check(name=name, outcome="cannot tell", reason=reason)
+    return Check(name=name, outcome="pass", reason=f"{_signs(soundness.signs)} under {threat.threat}")
 
 
-def _no_worse(what: str, mine: ThreatReport, theirs: ThreatReport, confidence: float, policy: Policy) -> Check:
-    held, before = mine.held(), theirs.held()
-    lost, gained = int((before & ~held).sum()), int((held & ~before).sum())
-    loss, bound = paired_loss(lost, gained, len(held), confidence=confidence)
-    figure = (
-        f"against the champion, {what}: {lost} samples lost, {gained} gained, loss {loss:+.1%} (at most {bound:+.1%})"
-    )
-    if bound <= policy.tolerance:
-        outcome: Outcome = "pass"
-    else:
-        outcome = "fail" if loss > policy.tolerance else "cannot tell"
-    return Check(name=f"champion, {what}", outcome=outcome, reason=f"{figure}; tolerated {policy.tolerance:.0%}")
+def _signs(signs: tuple[Sign, ...]) -> str:
+    looked = sum(sign.state == "ok" for sign in signs)
+    answered = sum(sign.answered for sign in signs)
+    fired = f"{answered} fired and {'was' if answered == 1 else 'were'} answered" if answered else "none fired"
+    return f"{looked} {'sign was' if looked == 1 else 'signs were'} checked; {fired}"
+
+
+def _pair(pair: PairReport, threat: ThreatReport, policy: Policy) -> Check:
+    name = f"class {pair.source} taken for {pair.target} under {threat.threat}"
+    if not pair_is_whole(pair) or pair.flipped is None:
+        why = "; ".join(pair.problems) or ("no sample of the class was right" if pair.n == 0 else "no usable number")
+        return Check(name=name, outcome="cannot tell", reason=f"{name}: not measured ({why})")
+    if pair.rows:
+        places = ", ".join(map(str, pair.rows[:NAMED])) + (", ..." if len(pair.rows) > NAMED else "")
+        reason = f"{name}: {len(pair.rows)} of {pair.n} samples flipped, at places {places}; none may"
+        return Check(name=name, outcome="fail", reason=reason)
+    reason = f"{name}: none of {pair.n} samples flipped, at most {pair.flipped.hi:.1%} would"
+    if pair.flipped.hi > policy.pair_ceiling:
+        reason = f"{reason}; the policy asks for at most {policy.pair_ceiling:.1%}, so these are too few samples"
+        return Check(name=name, outcome="cannot tell", reason=reason)
+    return Check(name=name, outcome="pass", reason=reason)
+
+
+def _covered(report: RobustnessReport, policy: Policy) -> list[Check]:
+    """What is open because something was not measured under every threat model; empty where nothing is missing."""
+    found = []
+    unknown = set(policy.floors) - {threat.threat.name for threat in report.threats}
+    if unknown:
+        found.append(f"policy.floors names {', '.join(sorted(unknown))}, which was not measured")
+    pairs = {(pair.source, pair.target) for threat in report.threats for pair in threat.pairs}
+    for threat in report.threats:
+        missing = pairs - {(pair.source, pair.target) for pair in threat.pairs}
+        if missing:
+            named = ", ".join(f"{source} taken for {target}" for source, target in sorted(missing))
+            found.append(f"under {threat.threat} class {named} was not measured")
+    return [Check(name="coverage", outcome="cannot tell", reason=reason) for reason in found]

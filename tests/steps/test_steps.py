@@ -8,7 +8,7 @@ import pytest
 
 from flows.recipes import two_kinds
 from tasks.data import Data, describe, load
-from tasks.decide import decide
+from tasks.decide import decide, warn_of_few_samples
 from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
 from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.models import StoredModel, fit
@@ -110,15 +110,39 @@ def test_rolling_back_without_a_previous_champion_is_refused(home):
 
 
 def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model, data, run_id):
-    assert champion_report.fn("m", data, EVALUATION, run_id=run_id) is None
+    assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id) is None
     report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
     promote.fn("m", model, report, decide.fn(model, report, LENIENT))
-    assert champion_report.fn("m", data, EVALUATION, run_id=run_id) == report
+    assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id) == report
     stronger = EVALUATION.model_copy(update={"suite": "standard"})
-    fresh = champion_report.fn("m", data, stronger, run_id=run_id)
+    fresh = champion_report.fn("m", data, stronger, max_age_days=30, run_id=run_id)
     assert fresh.threats[0].suite_digest == stronger.resolved_suite().digest != report.threats[0].suite_digest
     assert fresh.weights_digest == report.weights_digest
+    old = champion_report.fn("m", data, EVALUATION, max_age_days=1e-9, run_id=run_id)
+    assert old.measured_at >= report.measured_at
+    assert old.stage == "champion-1"  # and not the report that was kept
+    assert old.threats[0].standing == report.threats[0].standing
     assert load_version("m", 1) == (model, report)
+
+
+@pytest.mark.parametrize(
+    ("samples", "policy", "champion", "said"),
+    [
+        (300, {}, True, None),
+        (20, {"min_samples": 1}, False, "20 test samples will be measured, but this policy needs 35 to pass; set eval"),
+        (60, {"min_samples": 1}, True, "needs 81 to pass; set evaluation.samples to 81 or more"),
+        (60, {"min_samples": 1}, False, None),
+        (None, {"min_samples": 10**6}, False, "the test split holds 2048, so"),
+        (None, {"floor": 1.0}, False, "can never be passed: a floor of 1"),
+        (None, {"clean_budget": 0.0}, True, "can never be passed: a tolerance of 0"),
+    ],
+)
+def test_too_few_samples_are_named_before_anything_is_trained(data, samples, policy, champion, said, caplog):
+    policy = CONFIG.policy.model_copy(update=policy)
+    config = EVALUATION.model_copy(update={"samples": samples})
+    warning = warn_of_few_samples(data, config, policy, champion=champion)
+    assert caplog.messages == ([warning] if warning else [])
+    assert warning == said or said in warning
 
 
 def test_training_goes_on_from_the_checkpoint_of_a_killed_run(data, run_id, monkeypatch):

@@ -1,0 +1,137 @@
+"""measure_pairs(): can samples of one class be made to look like one other class, the one that must not be mixed up?"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from tasks.attacks import AttackConfig, Suite, ThreatModel
+from tasks.errors import WrongInput
+from tasks.metrics.cell import judged
+from tasks.metrics.escalation import examine
+from tasks.metrics.isolation import answers_at_random, untouched
+from tasks.metrics.outcomes import DRAWS, Outcomes, Precision, measure
+from tasks.metrics.probes import home
+from tasks.metrics.seeds import merged
+from tasks.metrics.statistics import Share
+
+
+class PairReport(BaseModel, frozen=True, extra="forbid"):
+    """How many samples of one class the model can be made to take for one other class."""
+
+    source: int = Field(ge=0, description="class of the samples")
+    target: int = Field(ge=0, description="class that they must not be taken for")
+    n: int = Field(ge=0, description="samples of the source that the model got right, or takes for the target as is")
+    flipped: Share | None = Field(description="of these n; empty where there are none")
+    rows: tuple[int, ...] = Field((), description="places, among the measured samples, of those that flipped")
+    passes: int = Field(0, ge=0, description="forward and backward, in samples")
+    problems: tuple[str, ...] = Field((), description="each of them voids the number")
+
+
+class TargetOrNot(nn.Module):
+    """The model as a question with two answers: 0, any class but the target; 1, the target."""
+
+    def __init__(self, model: nn.Module, target: int) -> None:
+        super().__init__()
+        self.model, self.target = model, target
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, ...] -> logits [B, 2]: the largest of all classes but the target, and the target's.
+
+        Where logits tie, the model's answer is the lowest class number. So the classes above the target are set back
+        by the smallest step that there is: they do not beat it with a tie, and those below it do.
+        """
+        logits: Tensor = self.model(x)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        below, own, above = logits[:, : self.target], logits[:, self.target], logits[:, self.target + 1 :]
+        lowered = torch.nextafter(above.detach(), torch.full_like(above, -torch.inf))
+        others = torch.cat([below, above + (lowered - above.detach())], dim=1)
+        return torch.stack([others.amax(1), own], dim=1)
+
+
+def measure_pairs(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    *,
+    threat: ThreatModel,
+    suite: str | Suite | Sequence[str | AttackConfig] = "standard",
+    seed: int = 0,
+    seeds: int = 1,
+    warm: Tensor | None = None,
+    precision: Precision = "auto",
+    confidence: float = 0.95,
+) -> tuple[PairReport, ...]:
+    """A report for each pair of source and target class: the suite attacks the source's samples towards the target.
+
+    x [N, ...], y [N] and warm [N, ...] as in measure(). Success is that the model's answer is the target. Samples of
+    the source that the model takes for a third class are left out. Several seeds: the worst case over all of them.
+    Each pair is examined as a whole number is: alarms are answered, and one that stands is a problem.
+    Raises WrongInput for a class that the model has no logit for, and what measure() raises.
+    """
+    if not pairs:
+        return ()
+    check_pairs(model, x, pairs)
+    answers = _judged(model, x, seed)[1]
+
+    def attacked(target: int, rows: Tensor) -> Outcomes:
+        begin = warm[rows.to(warm.device)] if warm is not None else None
+        asked, start, no = TargetOrNot(model, target), x[rows.to(x.device)], torch.zeros(len(rows), dtype=torch.long)
+        run = partial(measure, asked, start, no, threat=threat, suite=suite, warm=begin, precision=precision)
+        worst = merged([run(seed=each) for each in range(seed, seed + seeds)])
+        found, _, soundness = examine(asked, start, no, outcomes=worst)
+        stand = tuple(f"{sign.name}: {sign.says}" for sign in soundness.alarms)
+        return replace(found, problems=(*found.problems, *stand))
+
+    reports = []
+    for source, target in pairs:
+        rows = ((y.cpu() == source) & ((answers == source) | (answers == target))).nonzero().flatten()
+        found = attacked(target, rows) if len(rows) else None
+        reports.append(_report(source, target, rows, found, confidence))
+    return tuple(reports)
+
+
+def check_pairs(model: nn.Module, x: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
+    """Raise WrongInput for a class that the model has no logit for."""
+    if not pairs:
+        return
+    logits, _ = _judged(model, x[:2], 0)
+    if logits.ndim != 2:
+        return  # measure() says what is wrong with it
+    classes = logits.shape[1]
+    unknown = sorted({c for pair in pairs for c in pair if not 0 <= c < classes})
+    if unknown:
+        raise WrongInput(
+            f"critical_pairs names class {', '.join(map(str, unknown))}, but the model knows {classes} classes. "
+            f"Write class numbers from 0 to {classes - 1}."
+        )
+
+
+def _report(source: int, target: int, rows: Tensor, found: Outcomes | None, confidence: float) -> PairReport:
+    """The pair's report: rows [R] are the places of the samples attacked; found is None where there were none."""
+    if found is None:
+        return PairReport(source=source, target=target, n=0, flipped=None)
+    flipped = rows[found.fooled].tolist()
+    return PairReport(
+        source=source,
+        target=target,
+        n=len(rows),
+        flipped=Share.of(len(flipped), len(rows), confidence=confidence),
+        rows=tuple(flipped),
+        passes=found.passes,
+        problems=found.problems,
+    )
+
+
+def _judged(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """The model's logits [N, C] and answers [N], on the CPU; the model is left as it was."""
+    x = x.detach().to(*home(model, x))
+    with untouched(model) as meter:
+        torch.manual_seed(seed)
+        meter.draws = DRAWS if answers_at_random(meter, x) else 1
+        logits, answers = judged(meter, x)
+    return logits.cpu(), answers.cpu()

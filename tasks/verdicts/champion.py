@@ -1,0 +1,66 @@
+"""The comparison with the champion: not worse by more than the policy tolerates, on the same samples."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from tasks.metrics import RobustnessReport, mcnemar, paired_loss
+from tasks.verdicts.checks import Check, Outcome
+from tasks.verdicts.policy import Policy
+from tasks.verdicts.trust import believed, trust_in_clean, trust_under
+
+CLOCKS_DIFFER = timedelta(days=1)  # a timestamp further ahead than this is a wrong one
+
+
+def why_unusable(champion: RobustnessReport, *, max_age_days: float, now: datetime | None = None) -> str | None:
+    """Why the champion's report can be compared with nothing until it is measured again; None if it can be."""
+    try:
+        measured = datetime.fromisoformat(champion.measured_at)
+    except ValueError:
+        return f"the champion's report does not say when it was measured ({champion.measured_at!r})"
+    if measured.tzinfo is None:
+        return f"the champion's report names no time zone for when it was measured ({champion.measured_at!r})"
+    age = (now or datetime.now(UTC)).astimezone(UTC) - measured
+    if age < -CLOCKS_DIFFER:
+        return f"the champion's report was measured in the future ({champion.measured_at})"
+    if age > timedelta(days=max_age_days):
+        days = round(age / timedelta(days=1), 1)
+        return f"the champion was measured {days:g} days ago, the policy allows {max_age_days:g}"
+    doubtful = next((t.threat for t in champion.threats if trust_under(champion, t) != "sound"), None)
+    return f"the champion's robust accuracy under {doubtful} is not sound, or nobody checked" if doubtful else None
+
+
+def against(champion: RobustnessReport, report: RobustnessReport, policy: Policy, now: datetime | None) -> list[Check]:
+    """One check for clean accuracy and one for each threat model, or a single one that says why nothing is compared."""
+    unusable = why_unusable(champion, max_age_days=policy.max_age_days, now=now)
+    difference = report.comparable_with(champion)
+    if unusable is None and difference:
+        unusable = f"the champion was measured with another {difference}"
+    if unusable:
+        reason = f"{unusable}; measure it again before comparing"
+        return [Check(name="champion", outcome="cannot tell", reason=reason)]
+    if trust_in_clean(report) == "void":
+        reason = "the numbers are void, so they are not compared with the champion's"
+        return [Check(name="champion", outcome="cannot tell", reason=reason)]
+    now_right, then_right = report.correct_samples(), champion.correct_samples()
+    checks = [_no_worse("clean accuracy", now_right, then_right, report.confidence, policy.clean_budget)]
+    for mine, theirs in zip(report.threats, champion.threats, strict=True):
+        what = f"robust accuracy under {mine.threat}"
+        check = _no_worse(what, mine.held(), theirs.held(), report.confidence, policy.tolerance)
+        checks.append(believed(check, trust_under(report, mine)))
+    return checks
+
+
+def _no_worse(what: str, held: np.ndarray, before: np.ndarray, confidence: float, tolerated: float) -> Check:
+    """The paired comparison on the same samples: held [N] now, before [N] by the champion."""
+    lost, gained = int((before & ~held).sum()), int((held & ~before).sum())
+    loss, bound = paired_loss(lost, gained, len(held), confidence=confidence)
+    figure = (
+        f"against the champion, {what}: {lost} samples lost, {gained} gained, loss {loss:+.1%} (at most {bound:+.1%}, "
+        f"McNemar's p {mcnemar(lost, gained):.2g}); tolerated {tolerated:.0%}"
+    )
+    if bound <= tolerated:
+        outcome: Outcome = "pass"
+    else:
+        outcome = "fail" if loss > tolerated else "cannot tell"
+    return Check(name=f"champion, {what}", outcome=outcome, reason=figure)

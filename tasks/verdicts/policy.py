@@ -1,0 +1,34 @@
+"""Policy: the numbers that a verdict needs."""
+
+from pydantic import BaseModel, Field
+
+from tasks.metrics import smallest_paired, smallest_sample
+
+
+class Policy(BaseModel, frozen=True, extra="forbid"):
+    """The numbers that a verdict needs. A floor is held against the interval's end, not against the estimate."""
+
+    floor: float = Field(0.5, ge=0, le=1, description="robust accuracy, under every threat model")
+    floors: dict[str, float] = Field(default_factory=dict, description="per threat model, e.g. {linf_0.1: 0.6}")
+    clean_floor: float = Field(0.8, ge=0, le=1, description="accuracy on unchanged inputs")
+    tolerance: float = Field(0.03, ge=0, le=1, description="robust accuracy that may be lost against the champion")
+    clean_budget: float = Field(0.02, ge=0, le=1, description="clean accuracy that may be lost against the champion")
+    pair_ceiling: float = Field(
+        0.05, ge=0, le=1, description="a critical pair without a flip: the highest upper end of its interval"
+    )
+    max_age_days: float = Field(
+        30, gt=0, allow_inf_nan=False, description="days after which the champion's report decides nothing"
+    )
+    min_samples: int = Field(100, ge=1, description="fewer samples than this decide nothing")
+    max_rounds: int = Field(2, ge=0, description="how often hardening is tried")
+
+    def smallest_sample(self, confidence: float = 0.95, *, champion: bool = True) -> int:
+        """How many samples it takes at least to pass; champion: whether there is one that must be compared.
+
+        Raises WrongInput where no number of samples would do: a floor of 1, or a tolerance of 0.
+        """
+        floors = {self.floor, self.clean_floor, *self.floors.values()}
+        needed = [self.min_samples, *(smallest_sample(floor, confidence=confidence) for floor in floors)]
+        if champion:
+            needed += [smallest_paired(loss, confidence=confidence) for loss in (self.tolerance, self.clean_budget)]
+        return max(needed)
