@@ -3,25 +3,30 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
+from torch import Tensor
 
 from tasks.data import load_split
-from tasks.evidence import Chapter, Picture, Story, render_markdown, render_page
+from tasks.errors import EvidenceBroken
+from tasks.evidence import Chapter, Picture, Samples, Story, render_markdown, render_page, to_picture
 from tasks.home import folder
-from tasks.results import load_adversarial
+from tasks.metrics import ThreatReport
+from tasks.results import load_adversarial, load_outcomes
 from tasks.track import log_dict, log_text, set_tags
 
 PICTURES = 6  # for each stage and threat model
+ALARMED = 12  # of the samples that raised an alarm, likewise
 
 
 @task(name="publish", cache_policy=NO_CACHE)
 def publish(story: Story) -> Path:
     """The page's path. The page and the story are kept in the run, and their essence in Prefect."""
-    page = render_page(story, [picture for chapter in story.chapters for picture in _pictures(story, chapter)])
+    page = render_page(story, *shown(story))
     path = page_path(story)
     path.write_text(page, encoding="utf-8")
     log_text(story.run_id, page, "report.html")
@@ -44,27 +49,64 @@ def page_path(story: Story) -> Path:
     return folder("reports") / f"{_slug(story.name)}-{story.run_id}.html"
 
 
-def _pictures(story: Story, chapter: Chapter) -> list[Picture]:
-    """The first samples of test that each threat model's attacks turned, one for each true class where possible."""
+def shown(story: Story) -> tuple[list[Picture], list[Samples]]:
+    """What fooled each model, and the samples that raised an alarm."""
+    pictures: list[Picture] = []
+    samples: list[Samples] = []
     x, y = load_split(story.data, "test")
-    pictures = []
-    for report in chapter.report.threats:
-        found = load_adversarial(chapter.run_id, report.threat.name)
-        rows = torch.from_numpy(found["rows"])
-        seen = y[rows].tolist()
-        order = sorted(range(len(seen)), key=lambda i, seen=seen: (seen[:i].count(seen[i]), i))  # type: ignore[misc]
-        for i in order[:PICTURES]:
-            pictures.append(
-                Picture(
-                    stage=chapter.stage,
-                    threat=str(report.threat),
-                    x=x[rows[i]],
-                    x_adv=torch.from_numpy(found["x_adv"][i]),
-                    y=seen[i],
-                    prediction=int(found["prediction"][i]),
-                )
-            )
-    return pictures
+    for chapter in story.chapters:
+        for report in chapter.report.threats:
+            found = load_adversarial(chapter.run_id, report.threat.name)
+            pictures += _gallery(chapter, report, found, x, y)
+            if places := to_picture(report.soundness, ALARMED):
+                samples.append(_alarmed(chapter, report, places, found, x, y))
+    return pictures, samples
+
+
+def _gallery(
+    chapter: Chapter, report: ThreatReport, found: dict[str, np.ndarray], x: Tensor, y: Tensor
+) -> list[Picture]:
+    """The first samples that the attacks turned, one for each true class where possible."""
+    rows = torch.from_numpy(found["rows"])
+    seen = y[rows].tolist()
+    order = sorted(range(len(seen)), key=lambda i: (seen[:i].count(seen[i]), i))
+    return [
+        Picture(
+            stage=chapter.stage,
+            threat=str(report.threat),
+            x=x[rows[i]],
+            x_adv=torch.from_numpy(found["x_adv"][i]),
+            y=seen[i],
+            prediction=int(found["prediction"][i]),
+        )
+        for i in order[:PICTURES]
+    ]
+
+
+def _alarmed(
+    chapter: Chapter, report: ThreatReport, places: list[int], found: dict[str, np.ndarray], x: Tensor, y: Tensor
+) -> Samples:
+    """The samples at these places among the measured ones, with what fooled the model there. Raises EvidenceBroken."""
+    table = load_outcomes(chapter.run_id, report.threat.name)
+    if len(table) != report.robust.n:
+        raise EvidenceBroken(
+            f"the outcomes of {chapter.stage} under {report.threat} hold {len(table)} samples, its report "
+            f"{report.robust.n}. Run the evaluation again: no alarm can be tied to its samples."
+        )
+    rows, prediction = table["row"].tolist(), table["prediction"].tolist()
+    turned = {int(row): torch.from_numpy(x_adv) for row, x_adv in zip(found["rows"], found["x_adv"], strict=True)}
+    pictures = {
+        place: Picture(
+            stage=chapter.stage,
+            threat=str(report.threat),
+            x=x[rows[place]],
+            x_adv=turned.get(rows[place]),
+            y=int(y[rows[place]]),
+            prediction=prediction[place],
+        )
+        for place in places
+    }
+    return Samples(stage=chapter.stage, threat=report.threat.name, rows=rows, pictures=pictures)
 
 
 def _curves(story: Story) -> list[dict[str, str | float]]:

@@ -41,6 +41,12 @@ def load_adversarial(run_id: str, threat: str) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in arrays.files}
 
 
+def load_outcomes(run_id: str, threat: str) -> pd.DataFrame:
+    """What each of the N measured samples of test came to: row, clean_correct, fooled, fooled_by, prediction."""
+    table = json.loads(load_bytes(f"runs:/{run_id}/outcomes/{threat}.json"))
+    return pd.DataFrame(table["data"], columns=table["columns"])
+
+
 def _table(found: Outcomes, rows: Tensor) -> pd.DataFrame:
     by = np.full(len(rows), "", dtype=object)
     for attack in found.attacks:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 from tasks.attacks.threat import NAMES
+from tasks.evidence.belief import causes
 from tasks.evidence.story import Chapter
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#8c6d1f")  # Okabe and Ito: told apart by everybody
@@ -27,6 +28,7 @@ def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
             report, colour = chapter.report.threats[number], COLOURS[i % len(COLOURS)]
             eps = [point.eps for point in report.curve]
             label = chapter.stage if chapter.version is None else f"{chapter.stage} (version {chapter.version})"
+            label += ", void" if causes(report) else ""
             lo, hi = ([getattr(point.robust, end) for point in report.curve] for end in ("lo", "hi"))
             axes.fill_between(eps, lo, hi, color=colour, alpha=0.18, linewidth=0)
             values = [point.robust.value for point in report.curve]
@@ -42,12 +44,13 @@ def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
         axes.legend(frameon=False, loc="best")
         svg = io.StringIO()
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(svg.getvalue())
+    return _inline(svg.getvalue(), f"chart-{number}-")
 
 
-def _inline(svg: str) -> str:
-    """Only the <svg> element, its ink the page's, without the metadata that links elsewhere."""
+def _inline(svg: str, name: str) -> str:
+    """Only the <svg> element, its ink the page's and its ids its own, without the metadata that links elsewhere."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*" height="[^"]*"|(<svg\b[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}", svg)
     return svg.replace(INK, "currentColor")

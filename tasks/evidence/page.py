@@ -11,15 +11,20 @@ import numpy as np
 from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
+from tasks.evidence.alarms import sections
+from tasks.evidence.belief import belief, causes
 from tasks.evidence.charts import curve_chart
-from tasks.evidence.story import Picture, Story
-from tasks.metrics import Share
+from tasks.evidence.story import Picture, Samples, Story
+from tasks.metrics import Share, ThreatReport
 
 CHANGES = 6  # features shown of a tabular sample
 
 
-def render_page(story: Story, pictures: Sequence[Picture] = ()) -> str:
-    """The report of a run as one HTML page. Names and messages are shown as text, whatever they hold."""
+def render_page(story: Story, pictures: Sequence[Picture] = (), samples: Sequence[Samples] = ()) -> str:
+    """The report of a run as one HTML page. Names and messages are shown as text, whatever they hold.
+
+    pictures show what fooled the models; samples those that raised an alarm, one entry for each number that has any.
+    """
     first, last = story.chapters[0].report, story.chapters[-1].report
     floors = {t.threat: story.policy.floors.get(t.threat.name, story.policy.floor) for t in last.threats}
     charts = [
@@ -31,13 +36,16 @@ def render_page(story: Story, pictures: Sequence[Picture] = ()) -> str:
         if t.curve
     ]
     key = lambda picture: (picture.stage, picture.threat)  # noqa: E731
-    galleries = [(*names, [_figure(p) for p in group]) for names, group in groupby(pictures, key=key)]
+    galleries = [(*names, list(group)) for names, group in groupby(pictures, key=key)]
     return _render(
         "report.html.jinja",
         story=story,
         headline=headline(story),
         pairs=list(zip(first.threats, last.threats, strict=True)),
         move=_move if len(story.chapters) > 1 else lambda _, after: _move(None, after),
+        belief=belief,
+        figure=_figure,
+        sections=sections(story, samples),
         charts=charts,
         galleries=galleries,
         style=_style(),
@@ -56,32 +64,42 @@ def headline(story: Story) -> str:
     number = f"Version {last.version} of {story.name}" if last.version else story.name
     share = f"{worst.robust.value:.1%} of the samples under {worst.threat}"
     fact = f"{number} ({last.stage}) withstands the attacks on {share}"
+    doubt = f"number is void: {'; '.join(causes(worst))}." if causes(worst) else ""
     if outcome == "pass":
         return f"{fact}, and clears every floor of its policy."
     if outcome == "fail":
-        return f"{fact}; that is not enough."
-    return f"{fact}, but that cannot decide: {story.verdict.reasons[0]}."
+        return f"{fact}; that is not enough." + (f" The {doubt}" if doubt else "")
+    return f"{fact}, but that {doubt}" if doubt else f"{fact}, but that cannot decide: {story.verdict.reasons[0]}."
 
 
-def _move(before: Share | None, after: Share) -> Markup:
-    start = Markup("") if before is None else Markup('{:.1%}<span class="arrow">→</span>').format(before.value)
-    interval = Markup('<div class="interval">[{:.1%}, {:.1%}], {} samples</div>').format(after.lo, after.hi, after.n)
-    return Markup('<div class="move">{}{:.1%}</div>{}').format(start, after.value, interval)
+def _move(before: ThreatReport | Share | None, after: ThreatReport | Share) -> Markup:
+    start = Markup("") if before is None else Markup('{}<span class="arrow">→</span>').format(_value(before))
+    share = after.robust if isinstance(after, ThreatReport) else after
+    interval = Markup('<div class="interval">[{:.1%}, {:.1%}], {} samples</div>').format(share.lo, share.hi, share.n)
+    return Markup('<div class="move">{}{}</div>{}').format(start, _value(after), interval)
+
+
+def _value(number: ThreatReport | Share) -> Markup:
+    """Clean or robust accuracy; struck through where it is void."""
+    if isinstance(number, Share):
+        return Markup("{:.1%}").format(number.value)
+    template = Markup('<s title="void">{:.1%}</s>' if causes(number) else "{:.1%}")
+    return template.format(number.robust.value)
 
 
 def _figure(picture: Picture) -> dict[str, Any]:
-    x, x_adv = picture.x.float().numpy(), picture.x_adv.float().numpy()
+    """What the page shows of one sample: images, or the features that moved, or the largest where nothing fooled."""
+    x, turned = picture.x.float().numpy(), picture.x_adv is not None
+    x_adv = x if picture.x_adv is None else picture.x_adv.float().numpy()
     delta = x_adv - x
-    shown: dict[str, Any] = {
-        "y": picture.y,
-        "prediction": picture.prediction,
-        "moved": f"largest change {np.abs(delta).max():.3g}, length {np.linalg.norm(delta):.3g}",
-    }
+    shown: dict[str, Any] = {"y": picture.y, "prediction": picture.prediction, "turned": turned, "moved": ""}
+    if turned:
+        shown["moved"] = f"largest change {np.abs(delta).max():.3g}, length {np.linalg.norm(delta):.3g}"
     if x.ndim == 3 and x.shape[0] in (1, 3):
         span = max(float(np.abs(delta).max()), 1e-12)
         trio = (("clean", x), ("adversarial", x_adv), ("difference", 0.5 + delta / (2 * span)))
-        return shown | {"images": [(caption, _png(array)) for caption, array in trio]}
-    order = np.argsort(-np.abs(delta.ravel()), kind="stable")[:CHANGES]
+        return shown | {"images": [(caption, _png(array)) for caption, array in trio[: 3 if turned else 1]]}
+    order = np.argsort(-np.abs(delta if turned else x).ravel(), kind="stable")[:CHANGES]
     rows = [(f"feature {i}", f"{x.ravel()[i]:.3f}", f"{x_adv.ravel()[i]:.3f}") for i in order]
     return shown | {"changes": rows}
 

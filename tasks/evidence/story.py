@@ -1,5 +1,6 @@
 """The story of one run, as values: what rendering turns into pages and what `--json` prints."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel, Field
@@ -47,6 +48,16 @@ class Picture:
     stage: str
     threat: str
     x: Tensor
-    x_adv: Tensor
+    x_adv: Tensor | None  # None where nothing fooled it, or nothing had to
     y: int
-    prediction: int
+    prediction: int  # the class of x_adv, or of x where there is none
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The N samples that one number was measured on, as far as the page shows them."""
+
+    stage: str
+    threat: str  # the threat model's name, e.g. linf_0.1
+    rows: Sequence[int]  # each one's row in its split
+    pictures: Mapping[int, Picture]  # of some, under their place among the N

@@ -1,17 +1,20 @@
 """The story of a run in the terminal, and as Markdown."""
 
 import io
+import re
 
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tasks.evidence.belief import Belief, belief, line
 from tasks.evidence.page import headline
 from tasks.evidence.story import Chapter, Story
-from tasks.metrics import Share
+from tasks.metrics import Share, ThreatReport
 
 COLOURS = {"pass": "bold green", "fail": "bold red", "cannot tell": "bold yellow"}
+DOUBTS: dict[Belief, str] = {"void": "red", "not checked": "yellow", "answered": ""}
 BAR = 10
 
 
@@ -24,13 +27,14 @@ def render_summary(story: Story, *, width: int = 100, color: bool = True) -> str
         table.add_column(f"under {threat.threat}")
     table.add_column("verdict")
     for chapter in story.chapters:
-        shares = [chapter.report.clean, *(threat.robust for threat in chapter.report.threats)]
         outcome = chapter.verdict.outcome
-        table.add_row(_name(chapter), *(_cell(share) for share in shares), Text(outcome, style=COLOURS[outcome]))
+        cells = [_cell(chapter.report.clean), *(_robust(threat) for threat in chapter.report.threats)]
+        table.add_row(_name(chapter), *cells, Text(outcome, style=COLOURS[outcome]))
     parts: list[object] = ["", table, ""]
     for chapter in story.chapters:
         if chapter.verdict.outcome != "pass":
             parts += [Padding(Text(f"{chapter.stage}: {reason}"), (0, 0, 0, 2)) for reason in chapter.verdict.reasons]
+    parts += [Padding(doubt, (0, 0, 0, 2)) for doubt in _doubts(story)]
     parts += ["", Text(headline(story), style=COLOURS[story.verdict.outcome]), Text(_place(story), style="dim")]
     if story.seconds:
         took = ", ".join(f"{step} {seconds:.1f}" for step, seconds in story.seconds.items())
@@ -47,14 +51,22 @@ def render_markdown(story: Story) -> str:
     lines = [f"# {_escaped(story.name)}: {story.verdict.outcome}", "", _escaped(headline(story)), ""]
     lines += ["| model | clean | " + " | ".join(threats) + " | verdict |", "|---" * (len(threats) + 3) + "|"]
     for chapter in story.chapters:
-        shares = [chapter.report.clean, *(threat.robust for threat in chapter.report.threats)]
-        cells = [_escaped(_name(chapter)), *map(str, shares), chapter.verdict.outcome]
+        marked = [f"{t.robust} (void)" if belief(t) == "void" else str(t.robust) for t in chapter.report.threats]
+        cells = [_escaped(_name(chapter)), str(chapter.report.clean), *marked, chapter.verdict.outcome]
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
     for chapter in story.chapters:
         lines += [f"- {_escaped(chapter.stage)}, {c.outcome}: {_escaped(c.reason)}" for c in chapter.verdict.checks]
+    lines += ["", "## Can these numbers be believed?", ""]
+    lines += [f"- {_escaped(line(c.stage, threat))}" for c in story.chapters for threat in c.report.threats]
     lines += ["", _place(story), f"Data `{story.data.digest}`, run `{story.run_id}`."]
     return "\n".join(lines)
+
+
+def _doubts(story: Story) -> list[Text]:
+    """A line for each number whose alarms were answered or not, or that nothing checked."""
+    numbers = [(chapter.stage, threat) for chapter in story.chapters for threat in chapter.report.threats]
+    return [Text(line(*number), style=DOUBTS[kind]) for number in numbers if (kind := belief(number[1])) in DOUBTS]
 
 
 def _name(chapter: Chapter) -> str:
@@ -67,6 +79,11 @@ def _cell(share: Share) -> Text:
     return Text(f"{share.value:6.1%}  ") + bar + Text(f"\n[{share.lo:.1%}, {share.hi:.1%}]", style="dim")
 
 
+def _robust(threat: ThreatReport) -> Text:
+    cell = _cell(threat.robust)
+    return cell + Text("\nvoid", style="bold red") if belief(threat) == "void" else cell
+
+
 def _place(story: Story) -> str:
     if story.champion is None:
         return "No version is champion."
@@ -75,4 +92,5 @@ def _place(story: Story) -> str:
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    text = text.replace("<", "&lt;").replace("\n", " ")
+    return re.sub(r"([\\|\[\]`])", r"\\\1", text)  # no links and no images: a page that shows it would load them
