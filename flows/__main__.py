@@ -137,7 +137,7 @@ def selftest(suite: str, seed: int) -> None:
     from tasks.metrics.selftest import selftest as findings
 
     as_suite(suite)
-    click.echo(f"{'model':41}{'PGD says':>9}{'suite':>8}{'at last':>9}  {'number':8}{'':9}signs that fired")
+    click.echo(f"{'model':41}{'PGD says':>9}{'suite':>8}{'at last':>9}  {'number':7}{'':8}signs that fired")
     wrong = 0
     for found in findings(suite, seed):
         wrong += not found.right
@@ -145,7 +145,8 @@ def selftest(suite: str, seed: int) -> None:
         caught, spared = ("caught", "MISSED"), ("spared", "ACCUSED")
         how = (caught if found.faulty else spared)[not found.right]
         shares = f"{found.naive:9.1%}{found.before:8.1%}{found.after:9.1%}"
-        click.echo(f"{found.name:41}{shares}  {number:8}{how:9}{', '.join(found.fired)}")
+        more = f" (+{len(found.fired) - 2})" if len(found.fired) > 2 else ""
+        click.echo(f"{found.name:41}{shares}  {number:7}{how:8}{', '.join(found.fired[:2])}{more}")
     click.echo(f"{wrong} wrong." if wrong else "Every fault was caught, and no honest model was accused.")
     sys.exit(1 if wrong else 0)
 

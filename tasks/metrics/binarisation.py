@@ -28,7 +28,6 @@ INSIDE = 0.95  # of the radius: how far the inner points go
 CLOSE = 0.9  # of the way from the largest inner score to the boundary point's: where class 1 begins
 ROUNDS = 3000  # of looking for the readout; it ends earlier where the readout is found
 NEARLY = 0.9  # of the widest margin is wide enough
-ROUNDING = 8  # times the features' precision: a gap below this is noise of the arithmetic
 
 
 class Binarisation(BaseModel, frozen=True, extra="forbid"):
@@ -262,8 +261,8 @@ def _readout(features: nn.Module, points: Tensor) -> Readout | None:
         return None
     direction = _nearest_to_zero(gaps @ gaps.T) @ gaps
     leads = gaps @ direction  # of the boundary point's score over the others'
-    gap, doubt = leads.min(), ROUNDING * torch.finfo(points.dtype).eps
-    if not gap > doubt * exact[1].norm() * direction.norm():
+    gap = leads.min()
+    if not gap > 0:
         return None
     beginning = leads[0] - (1 - CLOSE) * gap
     return Readout(features, points[1].to(wide), (direction / beginning).to(points.device, wide))

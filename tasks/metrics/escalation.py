@@ -66,6 +66,8 @@ def examine(
         if isinstance(view, StraightThrough) and curve:  # what had no slope left the curve's search standing still
             opened = StraightThrough(model, casts=view.casts, leak=view.leak)
             outcomes, curve = security_curve(opened, x, y, outcomes=outcomes, confidence=confidence)
+        if meter.reseed is not None:
+            curve = ()  # it was drawn under one seed
         curve = _lowered(curve, outcomes, confidence)
     signs = tuple(_merged(sign, again.get(sign.name)) for sign in first)
     soundness = Soundness(signs=signs, steps=steps, before=before, passes=passes, share=share)

@@ -99,7 +99,8 @@ def _voiding(alarms: Sequence[Sign], outcome: Side) -> tuple[str, ...]:
 
 def _problems(found: Outcomes) -> tuple[str, ...]:
     """What voids a block's number: what measure() says, or that nothing was tried on samples that stood."""
-    if found.clean_correct.any() and not any(bool(attack.tried.any()) for attack in found.attacks):
+    own = {attack.name for attack in found.suite.attacks}  # what the signs tried besides does not make up for it
+    if found.clean_correct.any() and not any(bool(a.tried.any()) for a in found.attacks if a.name in own):
         return (*found.problems, f"no attack tried a sample under {found.threat}")
     return found.problems
 

@@ -140,7 +140,7 @@ def unbounded(probe: Probe) -> Sign:
         return _moot(name, "masking", "the threat model itself is unbounded")
     if threat.mask is not None:
         return _moot(name, "masking", "the attacker may change some features only, which need not suffice")
-    rows = probe.pick(probe.correct, part=0.2, cost=20)
+    rows = probe.pick(probe.correct, part=0.2, cost=41)
     found = probe.search(
         rows, ThreatModel(norm="unbounded", eps=threat.bounds[1] - threat.bounds[0], bounds=threat.bounds)
     )
@@ -154,7 +154,7 @@ def larger_budget(probe: Probe) -> Sign:
     name, threat = "a larger budget does not help", probe.outcomes.threat
     if threat.norm == "unbounded":
         return _moot(name, "masking", "the threat model has no radius")
-    rows = probe.pick(probe.correct & ~probe.standing, part=0.1, cost=14)
+    rows = probe.pick(probe.correct & ~probe.standing, part=0.1, cost=26)
     if not len(rows):
         return _moot(name, "masking", "no sample fell within the radius")
     found = probe.search(rows, threat.model_copy(update={"eps": 2 * threat.eps}))

@@ -14,6 +14,7 @@ from tasks.data import digits
 from tasks.defences import plain
 from tasks.errors import WrongInput
 from tasks.metrics import Binarisation, Share, binarise
+from tasks.metrics.binarisation import Features
 from tasks.models import TrainingConfig, fit
 from tasks.models.networks import mlp
 from tasks.models.planted import Detached, Noisy, Quantised, ReadsTheSeed
@@ -153,12 +154,15 @@ def test_the_model_is_left_exactly_as_it_was_and_keeps_no_hook():
 
 
 def test_features_are_the_last_linear_layers_input_or_that_of_the_layer_named(net):
-    x, gave = digits("test")[0], {}
-    for layer in (None, "5", "3", "0"):
-        gave[layer] = binarise(net, x, threat=LINF, suite=["fgsm"], samples=4, layer=layer).model_dump()
-    assert gave[None] == gave["5"]
-    assert gave["5"] != gave["3"]
-    assert gave["0"]["score"]["value"] == 1  # the pixels themselves: linear, where a single step is exact
+    x = digits("test")[0]
+    assert torch.equal(Features(net, net[5])(x), net[:5](x))
+    assert torch.equal(Features(net, None)(x), net(x))
+    given = {}
+    for layer in (None, "5", "1"):
+        given[layer] = binarise(net, x, threat=L1, suite=["fgsm"], samples=24, layer=layer)
+    assert given[None] == given["5"]
+    assert given["5"].score.value < 1
+    assert given["1"].score.value == 1  # the pixels themselves: linear, where a single step is exact
     with pytest.raises(WrongInput, match=r"no layer '7'.*Known: 0, 1, 2, 3, 4, 5"):
         binarise(net, x, threat=LINF, layer="7")
 

@@ -5,8 +5,11 @@ from torch import nn
 
 from tasks.attacks import AttackConfig, ThreatModel
 from tasks.errors import WrongInput
-from tasks.metrics import EvaluationConfig, RobustnessReport, evaluate, measure, measure_pairs
+from tasks.metrics import EvaluationConfig, RobustnessReport, evaluate, measure, measure_pairs, pairs
 from tasks.metrics.pairs import TargetOrNot
+from tasks.models.planted import Quantised
+from tests.metrics.test_gate import along, corner, finds, spread
+from tests.metrics.test_soundness import ByNumpy
 
 NEAR, FAR = ThreatModel(norm="linf", eps=0.15), ThreatModel(norm="linf", eps=0.35)
 
@@ -74,7 +77,8 @@ def raises(model, x, y, *, threat, rng):
     raise RuntimeError("out of ideas")
 
 
-def test_what_the_suite_met_before_is_not_forgotten():
+def test_what_the_suite_met_before_is_not_forgotten(monkeypatch):
+    monkeypatch.setattr(pairs, "examine", finds())  # whose own searches would flip them
     warm = measure(stairs(), X, Y, threat=NEAR, suite="quick").nearest
     suite = [AttackConfig(name=f"{__name__}:no_luck")]
     cold, begun = (
@@ -88,6 +92,34 @@ def test_an_attack_that_raised_is_named():
     suite = [AttackConfig(name=f"{__name__}:raises")]
     (report,) = measure_pairs(stairs(), X, Y, [(0, 1)], threat=NEAR, suite=suite)
     assert "out of ideas" in report.problems[0]
+
+
+WIDE = spread(torch.linspace(0.16, 0.84, 100))
+CLOSE = ThreatModel(norm="linf", eps=0.07)
+
+
+@pytest.mark.parametrize(("pair", "up"), [((0, 1), True), ((1, 0), False), ((1, 2), True), ((2, 1), False)])
+def test_a_mask_that_the_escalation_opens_hides_no_flip(monkeypatch, pair, up):
+    model = Quantised(nn.Sequential(along(), stairs()))
+    y = model(WIDE).argmax(1)
+    (report,) = measure_pairs(model, WIDE, y, [pair], threat=CLOSE, suite=["pgd"])
+    monkeypatch.setattr(pairs, "examine", finds())
+    (unexamined,) = measure_pairs(model, WIDE, y, [pair], threat=CLOSE, suite=["pgd"])
+    reached = model(corner(WIDE, CLOSE.eps, torch.full((100,), up))).argmax(1) == pair[1]
+    assert report.rows == tuple((reached & (y == pair[0])).nonzero().flatten().tolist())
+    assert report.problems == ()
+    assert len(unexamined.rows) < 0.5 * len(report.rows) < 0.5 * report.n  # the question was not trivial
+
+
+@pytest.mark.parametrize("pair", [(0, 1), (1, 2), (2, 1)])
+def test_a_mask_that_nothing_opens_is_a_problem(pair):
+    honest = nn.Sequential(along(), stairs())
+    y = honest(WIDE).argmax(1)
+    (seen,), (hidden,) = (
+        measure_pairs(model, WIDE, y, [pair], threat=CLOSE, suite=["pgd"]) for model in (honest, ByNumpy(honest))
+    )
+    assert seen.problems == ()
+    assert "no gradients" in [problem.split(":")[0] for problem in hidden.problems]
 
 
 def test_the_model_is_left_as_it_was():
