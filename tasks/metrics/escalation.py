@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -81,9 +82,10 @@ def _answered(
     fired = {sign.name: sign for sign in first if sign.state == "alarm"}
     steps: list[Step] = []
     if "answers depend on the seed" in fired:
-        outcomes = measure(
+        afresh = measure(
             model, x, y, threat=outcomes.threat, suite=outcomes.suite, seed=outcomes.seed, draws=DRAWS, reseed=True
         )
+        outcomes = replace(afresh, problems=tuple(dict.fromkeys((*outcomes.problems, *afresh.problems))))
         meter.reseed, meter.draws = torch.Generator().manual_seed(outcomes.seed), DRAWS
         steps.append(
             _step(f"a fresh seed for every answer, mean of {DRAWS} (EOT)", len(x), 0, outcomes.passes, outcomes)

@@ -84,8 +84,11 @@ def measure_pairs(
         run = partial(measure, asked, start, no, threat=threat, suite=suite, warm=begin, precision=precision)
         worst = merged([run(seed=each) for each in range(seed, seed + seeds)])
         found, _, soundness = examine(asked, start, no, outcomes=worst)
-        stand = tuple(f"{sign.name}: {sign.says}" for sign in soundness.alarms)
-        return replace(found, problems=(*found.problems, *stand))
+        stand = [f"{sign.name}: {sign.says}" for sign in soundness.alarms]
+        if worst.clean_correct.any() and not any(bool(attack.tried.any()) for attack in worst.attacks):
+            stand.append(f"no attack tried a sample under {threat}")
+        forward = found.forward_samples + soundness.passes  # the signs' passes are not told apart here
+        return replace(found, problems=(*found.problems, *stand), forward_samples=forward)
 
     reports = []
     for source, target in pairs:

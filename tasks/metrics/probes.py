@@ -276,19 +276,30 @@ def falling_curve(probe: Probe) -> Sign:
 
 
 def labels(probe: Probe) -> Sign:
-    """Do labels and classes fit? If renaming the classes would mend many errors, the labels are shifted."""
-    found = probe.outcomes
-    answer = torch.where(found.clean_correct, probe.y.cpu(), found.prediction)
-    pairs = torch.zeros(int(max(answer.max(), probe.y.max())) + 1, dtype=torch.long)
-    pairs = torch.zeros(len(pairs), len(pairs), dtype=torch.long)
-    pairs.index_put_((answer, probe.y.cpu()), torch.ones_like(answer), accumulate=True)
-    best = pairs.amax(1).sum().item() / len(answer)
-    figure = best - found.clean_accuracy
-    says = f"renaming the model's classes would lift accuracy from {found.clean_accuracy:.1%} to {best:.1%}"
+    """Do labels and classes fit? A renaming of the classes that is learnt on half of the samples mends the other half.
+
+    A class that the first half does not name, or names without a majority, keeps its name.
+    """
+    name, found, y = "labels do not fit", probe.outcomes, probe.y.cpu()
+    if len(y.unique()) == 1:
+        return _moot(name, "measurement", "all samples are of one class")
+    answer = torch.where(found.clean_correct, y, found.prediction)
+    classes, learnt = int(max(answer.max(), y.max())) + 1, torch.arange(len(y)) % 2 == 0
+    counts = torch.zeros(classes, classes, dtype=torch.long)
+    counts.index_put_((answer[learnt], y[learnt]), torch.ones_like(y[learnt]), accumulate=True)
+    most, renamed = counts.max(1)
+    clear = (counts == most.unsqueeze(1)).sum(1) == 1
+    renamed = torch.where(clear, renamed, torch.arange(classes))
+    before, after = answer[~learnt] == y[~learnt], renamed[answer[~learnt]] == y[~learnt]
+    if not len(before):
+        return _moot(name, "measurement", "there is one sample")
+    gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    figure, p = (gained - lost) / len(before), mcnemar(lost, gained)
+    alarm = figure > 0.3 and p < 0.01
+    says = f"renaming the model's classes, as half of the samples suggest, mends {gained} and spoils {lost} of "
+    says += f"the other {len(before)} (exact p {p:.2g})"
     wrong = (~found.clean_correct).nonzero().flatten()
-    return _sign(
-        "labels do not fit", "measurement", figure > 0.3, figure, 0.3, wrong if figure > 0.3 else wrong[:0], says
-    )
+    return _sign(name, "measurement", alarm, figure, 0.3, wrong if alarm else wrong[:0], says)
 
 
 @torch.no_grad()

@@ -70,6 +70,7 @@ class AttackRow(BaseModel, frozen=True, extra="forbid"):
     backward_samples: int
     seconds: float
     error: str | None = None
+    of_suite: bool = Field(True, description="false: of the curve, of the signs or of the escalation")
 
 
 class ThreatReport(BaseModel, frozen=True, extra="forbid"):
@@ -104,6 +105,7 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
         """The report of what measure() returned."""
         n = len(outcomes.fooled)
         standing, rows = n - int((~outcomes.clean_correct).sum()), []
+        named = {attack.name for attack in outcomes.suite.attacks}
         clean = Share.of(standing, n, confidence=confidence)
         for a in outcomes.attacks:
             standing -= int(a.fooled.sum())
@@ -117,6 +119,7 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
                     backward_samples=a.backward_samples,
                     seconds=a.seconds,
                     error=a.error,
+                    of_suite=a.name in named,
                 )
             )
         return cls(

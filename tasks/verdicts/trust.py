@@ -36,7 +36,7 @@ def trust_under(report: RobustnessReport, threat: ThreatReport) -> Trust:
     if trust_in_clean(report) == "void" or problems(threat) or not was_checked(threat):
         return "void"
     alarms = threat.soundness.alarms if threat.soundness else ()
-    return "too kind" if alarms or not any(row.tried for row in threat.attacks) else "sound"
+    return "too kind" if alarms or not any(row.tried and row.of_suite for row in threat.attacks) else "sound"
 
 
 def was_checked(threat: ThreatReport) -> bool:

@@ -1,6 +1,7 @@
 """binarise() against models whose hidden example is known in closed form, and evaluations that must be unmasked."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -108,16 +109,16 @@ def test_a_test_that_noise_solves_proves_nothing():
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 @pytest.mark.parametrize("suite", ["quick", "standard"])
 def test_an_honest_network_is_attacked_well_enough(net, threat, suite):
-    found = binarise(net, digits("test")[0], threat=threat, suite=suite, samples=24)
+    found = binarise(net, digits("test")[0], threat=threat, suite=suite, samples=16)
     assert found.passed
-    assert (found.tested, found.skipped, found.missed) == (24, 0, ())
+    assert (found.tested, found.skipped, found.missed) == (16, 0, ())
 
 
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 def test_noise_alone_fails_though_the_model_is_honest(net, threat):
-    found = binarise(net, digits("test")[0], threat=threat, suite=["noise"], samples=24)
-    assert found.score.value < 0.1
-    assert len(found.missed) >= 22
+    found = binarise(net, digits("test")[0], threat=threat, suite=["noise"], samples=16)
+    assert found.score.value < 0.15
+    assert len(found.missed) >= 14
     assert not found.passed
     assert "do not trust" in found.says
 
@@ -125,8 +126,8 @@ def test_noise_alone_fails_though_the_model_is_honest(net, threat):
 @pytest.mark.parametrize("suite", [["pgd"], ["apgd-ce"], "quick"], ids=str)
 @pytest.mark.parametrize("wrapper", [Quantised, Detached])
 def test_attacks_that_follow_gradients_are_unmasked_where_there_are_none(net, wrapper, suite):
-    found = binarise(wrapper(net), digits("test")[0], threat=LINF, suite=suite, samples=16)
-    assert found.tested == 16
+    found = binarise(wrapper(net), digits("test")[0], threat=LINF, suite=suite, samples=8)
+    assert found.tested == 8
     assert found.score.value < 0.2
     assert not found.passed
 
@@ -159,7 +160,7 @@ def test_features_are_the_last_linear_layers_input_or_that_of_the_layer_named(ne
     assert torch.equal(Features(net, None)(x), net(x))
     given = {}
     for layer in (None, "5", "1"):
-        given[layer] = binarise(net, x, threat=L1, suite=["fgsm"], samples=24, layer=layer)
+        given[layer] = binarise(net, x, threat=L1, suite=["fgsm"], samples=12, layer=layer)
     assert given[None] == given["5"]
     assert given["5"].score.value < 1
     assert given["1"].score.value == 1  # the pixels themselves: linear, where a single step is exact
@@ -192,11 +193,20 @@ class Blind(nn.Module):
     """Sees nothing of its input."""
 
     def forward(self, x):
-        return 0 * x[:, :2] + torch.tensor([0.3, 0.7])
+        return 0 * x[:, :1] + torch.tensor([0.3, 0.7])
 
 
-def test_where_nothing_can_be_hidden_nothing_is_claimed():
-    found = binarise(Blind(), rows(8), threat=LINF, suite=["pgd"])
+class Wavy(nn.Module):
+    """Takes values on both sides of the edge's everywhere inside."""
+
+    def forward(self, x):
+        return torch.cat([(200 * math.pi * (x - 0.5)).sin(), 0 * x], dim=1)
+
+
+@pytest.mark.parametrize("model", [Blind(), Wavy()], ids=lambda model: type(model).__name__)
+def test_where_nothing_can_be_hidden_nothing_is_claimed(model):
+    x = torch.full((8, 1), 0.5)
+    found = binarise(model, x, threat=ThreatModel(norm="linf", eps=0.1), suite=["noise"])
     assert (found.score, found.by_noise, found.tested, found.skipped, found.passed) == (None, None, 0, 8, False)
     assert "nothing was tested" in found.says
 

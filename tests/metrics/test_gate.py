@@ -266,9 +266,8 @@ def test_what_stands_behind_a_mask_is_not_above_the_floor(monkeypatch, case, see
 
 @pytest.mark.parametrize("seed", range(2))
 def test_where_the_escalation_answers_the_alarm_its_number_decides(monkeypatch, seed):
-    model = Quantised(
-        nn.Sequential(along(0.5 + 1 / 512), threshold_model())
-    )  # rounded inputs lie 1 / 256 apart: no tie
+    between = 0.5 + 1 / 512  # of rounded inputs the features lie 1 / 256 apart: none is at the threshold
+    model = Quantised(nn.Sequential(along(between), threshold_model()))
     y = model(WIDE).argmax(1)
     given = {"threat": ThreatModel(norm="linf", eps=0.1), "floor": 0.5, "suite": ["pgd"], "seed": seed}
     found = decide_early(model, WIDE, y, **given)
