@@ -66,6 +66,6 @@ def apgd_ce(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng:
 def _loss_and_grad(model: nn.Module, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     leaf = x_adv.detach().requires_grad_()
     logits = model(leaf)
-    loss = F.cross_entropy(logits, y, reduction="none")
+    loss = F.cross_entropy(logits.float(), y, reduction="none")
     grad = slope(loss.sum(), leaf)
     return loss.detach(), grad, logits.detach().argmax(1) != y

@@ -15,5 +15,5 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Ge
     Draws nothing from rng.
     """
     leaf = x.detach().clone().requires_grad_()
-    grad = slope(F.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+    grad = slope(F.cross_entropy(model(leaf).float(), y, reduction="sum"), leaf)
     return moved(x, farthest(grad, threat, limits(x, threat)), threat).detach()

@@ -19,7 +19,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Gen
     sparse = threat.norm.startswith(("l1", "l0"))
     for i in range(steps):
         leaf = x_adv.detach().requires_grad_()
-        loss = F.cross_entropy(model(leaf), y, reduction="sum")  # a mean would scale by 1 / B
+        loss = F.cross_entropy(model(leaf).float(), y, reduction="sum")  # a mean would scale by 1 / B
         grad = slope(loss, leaf)
         x_adv = moved(x, ascend(x_adv - x, grad, threat, within, 2 / (i + 2) if sparse else 2.5 / steps), threat)
     return x_adv.detach()

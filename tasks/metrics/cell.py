@@ -28,6 +28,7 @@ class Cell:
     margin: Tensor  # float [N]
     tallies: list[Tally]
     late: Tensor  # bool [N]
+    dropped: Tensor  # bool [N]: the search fooled it, the judge did not agree
     capped: bool
     problems: tuple[str, ...]
 
@@ -65,10 +66,11 @@ def attack_cell(
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
     engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell)
     tallies = engine.run()
-    x_adv, fooled = x.clone(), ~correct
+    x_adv, fooled, dropped = x.clone(), ~correct, torch.zeros_like(correct)
     hit = (search.fooled & correct).nonzero().flatten()
     if len(hit):
         answer = judged(meter, search.nearest[hit])[1]
+        dropped[hit[answer == y[hit]]] = True
         hit, answer = hit[answer != y[hit]], answer[answer != y[hit]]
         x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], answer, True
     wrong = violation(x, x_adv, threat)
@@ -85,6 +87,7 @@ def attack_cell(
         search.margin,
         tallies,
         engine.late,
+        dropped,
         engine.capped,
         tuple(problems),
     )

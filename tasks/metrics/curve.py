@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from pydantic import BaseModel
@@ -35,12 +36,17 @@ def security_curve(
     For every sample that is classified correctly, the smallest perturbation that fools is looked for from the nearest
     point that the suite met, and from halfway to a sample of another class; the curve at eps is the share of samples
     whose smallest one is longer. A sample that falls within the threat's eps here, after standing against the suite,
-    counts as fooled, so that the curve and the headline agree where they meet. An unbounded threat has no curve.
+    counts as fooled, so that the curve and the headline agree where they meet. An unbounded threat has no curve. Where
+    the model raises there is none either, and the outcomes name it as a problem.
     """
     threat = outcomes.threat
     if threat.norm == "unbounded":
         return outcomes, ()
-    outcomes, away = _searched(model, x, y, outcomes)
+    try:
+        outcomes, away = _searched(model, x, y, outcomes)
+    except Exception as failure:  # a model may raise under a gradient; the number is void, the report goes on
+        problem = f"{NAME}: raised {type(failure).__name__}: {failure}"
+        return replace(outcomes, problems=(*outcomes.problems, problem)), ()
     points = [CurvePoint(eps=0.0, robust=_standing(away, 0.0, confidence))]
     for radius in _radii(threat):
         points.append(CurvePoint(eps=radius, robust=_standing(away, radius, confidence)))

@@ -150,13 +150,17 @@ def _escalated(
     started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
     standing = (~outcomes.fooled).nonzero().flatten().to(x.device)
     fell, x_adv = torch.zeros_like(outcomes.fooled), outcomes.x_adv.clone()
+    problems: list[str] = []
     prediction, nearest, margin = outcomes.prediction.clone(), outcomes.nearest.clone(), outcomes.margin.clone()
     for number, rows in enumerate(standing.split(BLOCK) if len(standing) else ()):
         rng = generator(x.device, outcomes.seed, "escalation", name, number)
         search = Search(view, x[rows], y[rows], threat=outcomes.threat, rng=rng)
         search.look(search.standing(), outcomes.nearest.to(x)[rows][search.standing()], inside=True)
-        if len(known := search.standing()):
-            attempt(search, known)
+        try:
+            if len(known := search.standing()):
+                attempt(search, known)
+        except Exception as failure:  # the model may raise anything; what was found until then counts
+            problems.append(f"escalation: {name}: raised {type(failure).__name__}: {failure}")
         nearest[rows.cpu()], margin[rows.cpu()] = search.nearest.to(nearest), search.margin.to(margin)
         hit = search.fooled.nonzero().flatten()
         answer = judged(meter, search.nearest[hit])[1] if len(hit) else y[:0]
@@ -174,6 +178,7 @@ def _escalated(
     )
     passes = attack.forward_samples + attack.backward_samples
     after = outcomes.joined(attack, x_adv, prediction, nearest=nearest, margin=margin)
+    after = replace(after, problems=tuple(dict.fromkeys((*after.problems, *problems))))
     return after, _step(name, len(standing), int(fell.sum()), passes, after)
 
 

@@ -46,7 +46,8 @@ class Meter(nn.Module):
         self.forward_samples += len(x)
         if self.reseed is not None:
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=self.reseed)))
-        logits: Tensor = self.model(x if self.narrow is None else x.to(self.narrow))
+        x = x.clone() if self.narrow is None else x.to(self.narrow)  # a model may write into what it is given
+        logits: Tensor = self.model(x)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)
         return logits

@@ -52,6 +52,7 @@ class Outcomes:
     margin: Tensor  # float [N]: that margin, the lead of the true class's logit
     attacks: tuple[AttackOutcome, ...]
     late: Tensor | None = None  # bool [N]: fell in the last quarter of the effort
+    dropped: Tensor | None = None  # bool [N]: the search fooled it, the judge did not agree
     capped: bool = False  # the suite's cap on passes ended the search
     forward_samples: int = 0
     backward_samples: int = 0
@@ -198,6 +199,7 @@ def _joined(cells: Sequence[Cell], *, threat: ThreatModel, suite: Suite, seed: i
         margin=whole("margin"),
         attacks=tuple(rows),
         late=whole("late"),
+        dropped=whole("dropped"),
         capped=any(cell.capped for cell in cells),
         problems=tuple(problems),
     )
@@ -225,7 +227,10 @@ def _of_attack(name: str, cells: Sequence[Cell]) -> AttackOutcome:
 
 @torch.no_grad()
 def _check_logits(meter: Meter, x: Tensor, y: Tensor) -> None:
-    logits = meter.once(x[:2])
+    try:
+        logits = meter.once(x[:2])
+    except Exception as error:  # whatever a model raises, its author needs the shape that it was given
+        raise ModelRejected(f"the model fails on x {list(x[:2].shape)}: {type(error).__name__}: {error}") from error
     if logits.ndim != 2:
         raise ModelRejected(
             f"the model returned {list(logits.shape)} for a batch of {len(x[:2])}; measure() needs logits [B, C]."

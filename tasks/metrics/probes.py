@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from tasks.attacks import ThreatModel, arms
 from tasks.attacks.controls import noise
 from tasks.attacks.fgsm import fgsm
-from tasks.attacks.search import Search, margins, slope
+from tasks.attacks.geometry import per_sample, uphill
+from tasks.attacks.search import CLOSE_CALL, Search, margins, slope
 from tasks.metrics.cell import judged
 from tasks.metrics.curve import NAME as CURVE
 from tasks.metrics.curve import CurvePoint
@@ -30,6 +31,7 @@ ON_THE_MARGIN = {"margin", "classes", "restarts", "fab", "fmn"}  # arms that fol
 BUDGET = 0.12  # of the evaluation's passes may be spent on signs
 FEWEST = 8  # samples of a probe, however small its part of the budget
 LEAST = 3  # samples that must raise a sign, where so many were asked: fewer may be chance
+APART = 3.0  # times: a slope that promises so much more or less than is kept does not fit
 SAME, SAME_HALF = 1e-3, 3e-2  # of the largest logit: answers that differ by less are the same
 
 
@@ -75,6 +77,12 @@ class Probe:
         else:
             order = torch.randperm(len(rows), generator=self.rng, device=rows.device)
         return rows[order[:count]]
+
+    def points(self, rows: Tensor) -> Tensor:
+        """Where these samples are asked: every other one as it is, the others at the nearest point known to fooling."""
+        moved = torch.arange(len(rows), device=rows.device) % 2 == 1
+        nearest = self.outcomes.nearest.to(self.x)[rows]
+        return torch.where(per_sample(moved, like=nearest), nearest, self.x[rows])
 
     def search(self, rows: Tensor, threat: ThreatModel | None = None) -> Search:
         """A search on these samples, under the number's own threat model or another one."""
@@ -129,7 +137,7 @@ def black_box(probe: Probe) -> Sign:
         why = "no sample was left to it" if rows else "the suite holds no attack without gradients"
         return Sign(name=name, kind="masking", state="not run", first="not run", says=f"Not run: {why}.")
     fooled = torch.stack([a.fooled for a in rows]).any(0)
-    says = "attacks without gradients won on {hits} of {tried} samples where gradients had failed"
+    says = "attacks without gradients won on {hits} samples, of {tried} that are right, where gradients had failed"
     return _judged(name, "masking", fooled.nonzero().flatten(), int(found.clean_correct.sum()), 0.05, says)
 
 
@@ -141,9 +149,12 @@ def unbounded(probe: Probe) -> Sign:
     if threat.mask is not None:
         return _moot(name, "masking", "the attacker may change some features only, which need not suffice")
     rows = probe.pick(probe.correct, part=0.2, cost=41)
-    found = probe.search(
-        rows, ThreatModel(norm="unbounded", eps=threat.bounds[1] - threat.bounds[0], bounds=threat.bounds)
-    )
+    with torch.no_grad():
+        rows = rows[~_tied(probe.meter.once(probe.x[rows]), probe.y[rows])]
+    if not len(rows) or _says_one_thing(probe):
+        return _moot(name, "masking", "the model answers one class whatever it is asked")
+    anything = ThreatModel(norm="unbounded", eps=threat.bounds[1] - threat.bounds[0], bounds=threat.bounds)
+    found = probe.search(rows, anything)
     arms.margin(found, found.standing(), steps=20)
     says = "a gradient attack without a radius left {hits} of {tried} samples standing"
     return _judged(name, "masking", rows[~found.fooled], len(rows), 0.1, says)
@@ -163,14 +174,52 @@ def larger_budget(probe: Probe) -> Sign:
     return _judged(name, "masking", rows[~found.fooled], len(rows), 0.2, says)
 
 
+def misfit(probe: Probe) -> Sign:
+    """Do the slopes fit the answers? The margin's change over a small step against what its slope promises."""
+    name = "slopes do not fit the answers"
+    if probe.outcomes.draws > 1:
+        return _moot(name, "masking", "the model answers at random")
+    rows = probe.pick(probe.correct, part=0.08, cost=5)
+    x, y = probe.points(rows), probe.y[rows]
+    leaf = x.clone().requires_grad_()
+    logits = probe.view(leaf).float()
+    grad = slope(margins(logits, y).sum(), leaf)
+    step = _small_step(grad, probe.outcomes.threat)
+    ends = [(x + side * step).clamp(*probe.outcomes.threat.bounds) for side in (1, -1)]
+    with torch.no_grad():
+        up, down = (margins(probe.meter.once(end).float(), y) for end in ends)
+    promised, scale = (grad * (ends[0] - ends[1])).flatten(1).sum(1), logits.detach().abs().amax(1)
+    resolved = SAME_HALF if probe.meter.narrow is not None else SAME / 100
+    told = (promised.abs() > resolved * scale) & ~_tied(logits.detach(), y)
+    if not told.any():
+        return _moot(name, "masking", "the slopes promise no change that could be measured")
+    kept = (up - down) / promised
+    hits = told & ~((kept > 1 / APART) & (kept < APART))
+    says = "over a small step the answers on {hits} of {tried} samples change by less than a third, or more than three "
+    says += "times, of what the slope promises"
+    return _judged(name, "masking", rows[hits], int(told.sum()), 0.34, says)
+
+
+def _small_step(grad: Tensor, threat: ThreatModel) -> Tensor:
+    """A tenth of the radius up the slope; a fiftieth of the box where the radius counts features or there is none."""
+    if threat.norm in ("linf", "l2"):
+        return 0.1 * threat.eps * uphill(grad, threat)
+    if threat.norm == "l1":
+        return 0.1 * threat.eps * grad / per_sample(grad.flatten(1).abs().sum(1).clamp_min(1e-12), like=grad)
+    return (threat.bounds[1] - threat.bounds[0]) / 50 * grad.sign()
+
+
 def no_gradients(probe: Probe) -> Sign:
     """Is there a slope to follow? Of the cross-entropy, and of the margin. Pintor et al., 2022, arXiv 2106.09947."""
     name = "no gradients"
     rows = probe.pick(probe.correct, part=0.06, cost=5)
-    leaf = probe.x[rows].clone().requires_grad_()
+    leaf = probe.points(rows).clone().requires_grad_()
     logits = probe.view(leaf).float()
+    if (tied := _tied(logits.detach(), probe.y[rows])).all():
+        return _moot(name, "failure", "two classes have the same logit on every sample")
     values = (F.cross_entropy(logits, probe.y[rows], reduction="sum"), margins(logits, probe.y[rows]).sum())
-    entropy, margin = (~(slope(value, leaf, again=True).flatten(1).abs().amax(1) > 0) for value in values)
+    flat = (~(slope(value, leaf, again=True).flatten(1).abs().amax(1) > 0) for value in values)
+    entropy, margin = (shut & ~tied for shut in flat)
     says = "the margin has no slope on {hits} of {tried} samples"
     sign = _judged(name, "failure", rows[margin], len(rows), 0.1, says)
     lost, left = int(entropy.sum()), len(rows) - int(margin.sum())
@@ -226,7 +275,7 @@ def transfer_failure(probe: Probe) -> Sign:
 def convergence(probe: Probe) -> tuple[Sign, ...]:
     """Would more steps and restarts have gone further? Two signs from one further search, on the nearest samples."""
     names = ("unfinished optimisation", "more steps help")
-    rows = probe.pick(probe.standing, part=0.38, cost=84, nearest=True)
+    rows = probe.pick(probe.standing, part=0.3, cost=84, nearest=True)
     if not len(rows):
         return _moot(names[0], "failure", "no sample stands"), _moot(names[1], "convergence", "no sample stands")
     found = probe.search(rows)
@@ -278,18 +327,14 @@ def falling_curve(probe: Probe) -> Sign:
 def labels(probe: Probe) -> Sign:
     """Do labels and classes fit? A renaming of the classes that is learnt on half of the samples mends the other half.
 
-    A class that the first half does not name, or names without a majority, keeps its name.
+    A renaming gives each class one other name, so a model that merely prefers a class is not taken for one.
     """
     name, found, y = "labels do not fit", probe.outcomes, probe.y.cpu()
     if len(y.unique()) == 1:
         return _moot(name, "measurement", "all samples are of one class")
     answer = torch.where(found.clean_correct, y, found.prediction)
     classes, learnt = int(max(answer.max(), y.max())) + 1, torch.arange(len(y)) % 2 == 0
-    counts = torch.zeros(classes, classes, dtype=torch.long)
-    counts.index_put_((answer[learnt], y[learnt]), torch.ones_like(y[learnt]), accumulate=True)
-    most, renamed = counts.max(1)
-    clear = (counts == most.unsqueeze(1)).sum(1) == 1
-    renamed = torch.where(clear, renamed, torch.arange(classes))
+    renamed = _renaming(answer[learnt], y[learnt], classes)
     before, after = answer[~learnt] == y[~learnt], renamed[answer[~learnt]] == y[~learnt]
     if not len(before):
         return _moot(name, "measurement", "there is one sample")
@@ -302,6 +347,20 @@ def labels(probe: Probe) -> Sign:
     return _sign(name, "measurement", alarm, figure, 0.3, wrong if alarm else wrong[:0], says)
 
 
+def _renaming(answer: Tensor, y: Tensor, classes: int) -> Tensor:
+    """Which label each answered class seems to stand for, one to one, the most frequent pairs first: [classes]."""
+    pairs, counts = torch.unique(answer * classes + y, return_counts=True)
+    renamed, taken = torch.full((classes,), -1), torch.zeros(classes, dtype=torch.bool)
+    for pair in pairs[counts.argsort(descending=True, stable=True)].tolist():
+        named, label = divmod(pair, classes)
+        if renamed[named] < 0 and not taken[label]:
+            renamed[named], taken[label] = label, True
+    own = (renamed < 0) & ~taken  # what nothing was learnt of keeps its name, where that is free
+    renamed[own], taken[own] = torch.arange(classes)[own], True
+    renamed[renamed < 0] = (~taken).nonzero().flatten()
+    return renamed
+
+
 @torch.no_grad()
 def company(probe: Probe) -> Sign:
     """Does a sample's answer depend on the others in its batch?"""
@@ -309,9 +368,10 @@ def company(probe: Probe) -> Sign:
     if probe.outcomes.draws > 1:
         return _moot(name, "measurement", "the model answers at random")
     rows = probe.pick(torch.ones_like(probe.correct), part=0.04, cost=3)
-    together = probe.meter.once(probe.x[rows])
+    points = probe.points(rows)
+    together = probe.meter.once(points)
     try:
-        alone = torch.cat([probe.meter.once(probe.x[row : row + 1]) for row in rows.tolist()])
+        alone = torch.cat([probe.meter.once(point) for point in points.split(1)])
     except Exception as failure:  # a batch of one is an input like any other
         says = f"the model raised {type(failure).__name__} for a batch of one"
         return _sign(name, "measurement", True, 1.0, 0.0, rows, says)
@@ -327,11 +387,12 @@ def reseeded(probe: Probe) -> Sign:
     if probe.outcomes.draws > 1:
         return _moot(name, "measurement", "the model answers at random, and is judged so")
     rows = probe.pick(torch.ones_like(probe.correct), part=0.04, cost=4)
-    state, first = torch.get_rng_state(), probe.meter.once(probe.x[rows])
+    state, points = torch.get_rng_state(), probe.points(rows)
+    first = probe.meter.once(points)
     differ = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
     for _ in range(3):
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=probe.rng, device=rows.device)))
-        differ |= _differ(first, probe.meter.once(probe.x[rows]))
+        differ |= _differ(first, probe.meter.once(points))
     torch.set_rng_state(state)
     says = "{hits} of {tried} samples get another answer under another global seed"
     return _judged(name, "measurement", rows[differ], len(rows), 0.0, says, least=1)
@@ -341,6 +402,10 @@ def reseeded(probe: Probe) -> Sign:
 def reverified(probe: Probe) -> Sign:
     """Do the successes hold when they are asked again?"""
     name, fooled = "successes do not hold", probe.correct & probe.outcomes.fooled.to(probe.x.device)
+    dropped = probe.outcomes.dropped
+    if probe.outcomes.draws == 1 and dropped is not None and int(dropped.sum()) > max(0.01 * len(dropped), LEAST - 1):
+        says = "the search fooled {hits} of {tried} samples that the judge, asked the same, answered rightly"
+        return _judged(name, "measurement", dropped.nonzero().flatten(), len(dropped), 0.01, says)
     rows = probe.pick(fooled, part=0.08, cost=3)
     if not len(rows):
         return _moot(name, "measurement", "nothing was fooled")
@@ -356,6 +421,7 @@ QUESTIONS: dict[str, Question] = {  # in the order in which people read them; a 
     "unbounded attack fails": unbounded,
     "noise beats gradients": random_noise,
     "a larger budget does not help": larger_budget,
+    "slopes do not fit the answers": misfit,
     "no gradients": no_gradients,
     "unstable predictions": unstable,
     "silent success": silent_success,
@@ -403,8 +469,19 @@ def home(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
 def _differ(a: Tensor, b: Tensor) -> Tensor:
     """Which answers [R, C] are not the same: bool [R]."""
     same = SAME if a.dtype.itemsize >= 4 else SAME_HALF
-    gap = (a.float() - b.float()).abs().amax(1)
-    return ~(gap <= same * a.float().abs().amax(1).clamp_min(1e-6))
+    a, b = a.float().nan_to_num(), b.float().nan_to_num()
+    return ~((a - b).abs().amax(1) <= same * a.abs().amax(1).clamp_min(1e-6))
+
+
+def _tied(logits: Tensor, y: Tensor) -> Tensor:
+    """Where another class has the same logit as y's, so that the margin need have no slope: bool [R]."""
+    return margins(logits.float(), y).abs() <= CLOSE_CALL * logits.float().abs().amax(1)
+
+
+def _says_one_thing(probe: Probe) -> bool:
+    """Whether the model answers one class on every sample as it is, though there are more."""
+    answer = torch.where(probe.outcomes.clean_correct, probe.y.cpu(), probe.outcomes.prediction)
+    return len(answer.unique()) == 1 and len(probe.y.unique()) > 1
 
 
 def _judged(name: str, kind: Kind, hits: Tensor, tried: int, limit: float, says: str, *, least: int = LEAST) -> Sign:

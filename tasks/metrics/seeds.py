@@ -37,6 +37,7 @@ def merged(outcomes: Sequence[Outcomes]) -> Outcomes:
         margin=of_taken("margin"),
         attacks=tuple(_attack(name, outcomes, taken, clean) for name in names),
         late=None if any(found.late is None for found in outcomes) else of_taken("late"),
+        dropped=None if any(found.dropped is None for found in outcomes) else of_taken("dropped"),
         capped=any(found.capped for found in outcomes),
         forward_samples=sum(found.forward_samples for found in outcomes),
         backward_samples=sum(found.backward_samples for found in outcomes),

@@ -58,6 +58,7 @@ SHOWS: dict[str, tuple[str, ...]] = {
     "saturated logits": ("no gradients",),
     "quantised input": ("no gradients", "black-box beats white-box"),
     "detached preprocessing": ("no gradients", "black-box beats white-box"),
+    "slope that lies": ("slopes do not fit the answers",),
     "input noise": ("unstable predictions",),
     "reads the seed": ("answers depend on the seed",),
     "dead rectifiers": ("no gradients",),

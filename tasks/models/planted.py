@@ -4,6 +4,7 @@ They exist so that the signs of soundness can be tested on what they must catch 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +110,31 @@ class ReadsTheSeed(nn.Module):
         return logits
 
 
+class _Lies(torch.autograd.Function):
+    """The identity, with noise for a slope."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> Tensor:
+        return torch.randn_like(grads[0])
+
+
+class LyingSlope(nn.Module):
+    """The net's own answers, with a backward pass that has nothing to do with them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, ...] -> logits [B, C]."""
+        logits: Tensor = self.net(_Lies.apply(x))  # type: ignore[no-untyped-call]  # torch's own
+        return logits
+
+
 def step_mlp(slope: float = 1.0) -> nn.Module:
     """Logits [B, 10] of images [B, 1, 8, 8], through hidden units that are steps at a large slope."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 256), Steps(slope), nn.Linear(256, 10))
@@ -130,6 +156,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "saturated logits": Saturated,
     "quantised input": Quantised,
     "detached preprocessing": Detached,
+    "slope that lies": LyingSlope,
     "input noise": Noisy,
     "reads the seed": ReadsTheSeed,
 }

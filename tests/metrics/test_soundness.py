@@ -275,6 +275,120 @@ def test_masking_is_caught_in_another_norm_too(planted, images, wrap):
     assert "no gradients" in [sign.name for sign in soundness.signs if sign.first == "alarm"]
 
 
+class WritesIntoItsInput(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        x.data.mul_(8).round_().div_(8)
+        return self.net(x)
+
+
+def test_a_model_that_writes_into_its_input_spoils_neither_data_nor_attack(planted, images):
+    x, y = images
+    before = x.clone()
+    outcomes = measure(WritesIntoItsInput(planted["plain MLP"].model), x, y, threat=THREAT)
+    assert torch.equal(x, before)
+    assert violation(x, outcomes.x_adv, THREAT) is None
+    assert outcomes.robust_accuracy < 0.3  # in place, each attack's steps were rounded away and it kept 90 %
+
+
+class SnapsWithoutGrad(nn.Module):
+    """Honest while a gradient is asked for; else it looks up the nearest test image."""
+
+    def __init__(self, net, x):
+        super().__init__()
+        self.net = net
+        self.register_buffer("known", x.clone())
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            return self.net(x)
+        return self.net(self.known[torch.cdist(x.flatten(1), self.known.flatten(1)).argmin(1)])
+
+
+def test_what_the_judge_takes_back_is_an_alarm(planted, images):
+    x, y = images
+    model = SnapsWithoutGrad(planted["plain MLP"].model, x)
+    outcomes = measure(model, x, y, threat=THREAT, suite="quick")
+    assert int(outcomes.dropped.sum()) > 100
+    _, _, soundness = examine(model, x, y, outcomes=outcomes)
+    assert "successes do not hold" in [sign.name for sign in soundness.alarms]
+
+
+def test_a_model_that_always_says_the_same_is_exact_and_not_accused(images):
+    x, y = images
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-4)
+        model[1].bias.copy_(torch.arange(10.0))
+    _, _, soundness = examine(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite="quick"))
+    assert [sign.name for sign in soundness.signs if sign.first == "alarm"] == []
+
+
+def test_a_model_that_merely_prefers_a_class_is_not_taken_for_shifted_labels():
+    rng = torch.Generator().manual_seed(0)
+    y = (torch.rand(200, generator=rng) < 0.05).long()
+    x = torch.full((200, 4), 0.5)
+    model = nn.Linear(4, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(2, 4))
+        model.bias.zero_()
+        often = torch.rand(200, generator=rng) < 0.4
+        x[:, 0], x[:, 1] = torch.where((y == 1) | ~often, 0.2, 0.8), torch.where((y == 1) | ~often, 0.8, 0.2)
+    outcomes = measure(model, x, y, threat=THREAT, suite="quick")
+    assert outcomes.clean_accuracy < 0.5
+    _, _, soundness = examine(model, x, y, outcomes=outcomes)
+    assert "labels do not fit" not in [sign.name for sign in soundness.signs if sign.first == "alarm"]
+
+
+def test_two_classes_with_one_logit_are_not_masking(planted, images):
+    x, y = images
+    net = planted["adversarially trained MLP"].model
+    last = net[-1]
+    assert isinstance(last, nn.Linear)
+    weight, bias = last.weight.clone(), last.bias.clone()
+    try:
+        with torch.no_grad():
+            last.weight[5], last.bias[5] = last.weight[3], last.bias[3]
+        outcomes = measure(net, x, y, threat=THREAT)
+        _, _, soundness = examine(net, x, y, outcomes=outcomes)
+        assert {"no gradients", "unbounded attack fails"}.isdisjoint(sign.name for sign in soundness.alarms)
+    finally:
+        with torch.no_grad():
+            last.weight.copy_(weight)
+            last.bias.copy_(bias)
+
+
+class OneHot(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return nn.functional.one_hot(self.net(x).argmax(1), 10)
+
+
+def test_a_model_that_breaks_an_attack_ends_in_a_report_and_not_in_a_traceback(planted, images):
+    x, y = images
+    for model in (OneHot(planted["plain MLP"].model), ByNumpyOfALeaf(planted["plain MLP"].model)):
+        outcomes, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite="quick"))
+        outcomes, _, soundness = examine(model, x, y, outcomes=outcomes, curve=curve)
+        assert soundness.alarms or outcomes.problems
+
+
+class ByNumpyOfALeaf(nn.Module):
+    """Raises where a gradient is asked for."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(torch.tensor(x.numpy()))
+
+
 def test_without_a_right_answer_there_is_one_sign(images):
     x, y = images
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
