@@ -16,9 +16,8 @@ from tasks.errors import WrongInput
 from tasks.lookup import did_you_mean
 from tasks.metrics.cell import BLOCK
 from tasks.metrics.engine import generator
-from tasks.metrics.isolation import PROBE, Meter, untouched
+from tasks.metrics.isolation import PROBE, Meter, home, untouched
 from tasks.metrics.outcomes import measure
-from tasks.metrics.probes import home
 from tasks.metrics.statistics import Share
 
 BAR = 0.95  # of the hidden examples: an attack that finds fewer fails, as in the paper

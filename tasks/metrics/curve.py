@@ -12,7 +12,7 @@ from tasks.attacks import ThreatModel
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
 from tasks.metrics.cell import BLOCK, judged
-from tasks.metrics.isolation import untouched
+from tasks.metrics.isolation import home, untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
 from tasks.metrics.statistics import Share
 
@@ -57,7 +57,7 @@ def security_curve(
 
 def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tuple[Outcomes, Tensor]:
     """The outcomes with the search as one more attack, and each sample's smallest fooling distance, [N]."""
-    threat, device, dtype = outcomes.threat, *_home(model, x)
+    threat, device, dtype = outcomes.threat, *home(model, x)
     x, y, nearest = x.detach().to(device, dtype), y.to(device), outcomes.nearest.to(device)
     correct, fooled = outcomes.clean_correct.to(device), outcomes.fooled.to(device)
     away, x_adv = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone()
@@ -98,11 +98,6 @@ def _of_another_class(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
     away = torch.cdist(x[rows].flatten(1), x.flatten(1)).masked_fill(y[rows, None] == y, float("inf"))
     gap, other = away.min(1)
     return x[torch.where(gap.isfinite(), other, rows)]
-
-
-def _home(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
-    return parameter.device, torch.promote_types(parameter.dtype, torch.float32)
 
 
 def _radii(threat: ThreatModel) -> Sequence[float]:

@@ -14,13 +14,13 @@ from tasks.attacks.controls import noise
 from tasks.attacks.search import Search, margins, slope
 from tasks.attacks.square import square
 from tasks.attacks.straight_through import StraightThrough
-from tasks.metrics import probes
+from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.engine import generator
-from tasks.metrics.isolation import Meter, untouched
+from tasks.metrics.isolation import Meter, home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
-from tasks.metrics.probes import BUDGET, Probe
+from tasks.metrics.signs import BUDGET, Probe
 from tasks.metrics.soundness import Sign, Soundness, Step
 from tasks.metrics.statistics import Share
 
@@ -48,13 +48,13 @@ def examine(
     x [N, ...], y [N] are what `outcomes` was measured on. Returns the outcomes and the curve with what was found
     besides, and what speaks for or against them. The model is left exactly as it was.
     """
-    device, kind = probes.home(model, x)
+    device, kind = home(model, x)
     x, y = x.detach().to(device, kind), y.to(device)
     with untouched(model) as meter:
         meter.draws = outcomes.draws
         torch.manual_seed(generator(torch.device("cpu"), outcomes.seed, "signs").initial_seed())
         probe = _probe(meter, meter, x, y, outcomes, curve)
-        first = probes.ask(probe)
+        first = questions.ask(probe)
         passes = meter.passes
         share = passes / max(outcomes.passes, 1)
         outcomes = _with_probes(probe)
@@ -95,9 +95,9 @@ def _answered(
         outcomes, step = _escalated(name, attempt, through, meter, x, y, outcomes)
         steps.append(step)
     probe = _probe(meter, view, x, y, outcomes, _lowered(curve, outcomes))
-    again = {sign.name: sign for sign in probes.ask(probe, only=set(fired) - {"black-box beats white-box"})}
+    again = {sign.name: sign for sign in questions.ask(probe, only=set(fired) - {"black-box beats white-box"})}
     if "late flips" in fired:
-        again["late flips"] = probes.settled(probe)
+        again["late flips"] = questions.settled(probe)
     if "black-box beats white-box" in fired:
         again["black-box beats white-box"] = _reached(probe, fired["black-box beats white-box"])
     if "answers depend on the seed" in fired:

@@ -99,6 +99,12 @@ def answers_at_random(meter: Meter, x: Tensor) -> bool:
     return not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
+def home(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Where the model computes, and in what a search for it does: float32 at least."""
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), x)
+    return parameter.device, torch.promote_types(parameter.dtype, torch.float32)
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Meter]:
     """The model in evaluation mode with frozen weights, behind a Meter.

@@ -146,23 +146,12 @@ def measure(
         meter.reseed = torch.Generator().manual_seed(seed) if reseed else None
         meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
+        attack = partial(attack_cell, meter, threat=threat, suite=suite, seed=seed, coarse=coarse)
         row, cells = bar.add_task(f"{suite.name}, {threat}", total=len(x)), []
         for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
             begin = warm[number * BLOCK :][: len(part)].to(x) if warm is not None else None
             tell = partial(_tell, bar, row, f"{suite.name}, {threat}", len(part))
-            cell = attack_cell(
-                meter,
-                part,
-                labels,
-                threat=threat,
-                suite=suite,
-                seed=seed,
-                number=number,
-                warm=begin,
-                coarse=coarse,
-                tell=tell,
-            )
-            cells.append(cell)
+            cells.append(attack(part, labels, number=number, warm=begin, tell=tell))
             bar.advance(row, len(part))
     return replace(
         _joined(cells, threat=threat, suite=suite, seed=seed),

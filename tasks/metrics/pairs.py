@@ -12,9 +12,8 @@ from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.errors import WrongInput
 from tasks.metrics.cell import judged
 from tasks.metrics.escalation import examine
-from tasks.metrics.isolation import answers_at_random, untouched
+from tasks.metrics.isolation import answers_at_random, home, untouched
 from tasks.metrics.outcomes import DRAWS, Outcomes, Precision, measure
-from tasks.metrics.probes import home
 from tasks.metrics.seeds import merged
 from tasks.metrics.statistics import Share
 

@@ -10,8 +10,8 @@ from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.data import digits
 from tasks.metrics import examine, measure, security_curve
 from tasks.metrics.engine import violation
-from tasks.metrics.probes import QUESTIONS
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
+from tasks.metrics.signs import QUESTIONS
 from tasks.models.planted import Quantised, Saturated
 
 N = 200
