@@ -35,10 +35,10 @@ def parse(values: dict[str, Any]) -> PipelineConfig:
         raise WrongInput("\n".join(_sentence(row) for row in error.errors())) from error
 
 
-def threat_of(norm: str, eps: str) -> ThreatModel:
-    """The threat model of a norm and a radius, e.g. linf and 8/255. Raises WrongInput."""
+def threat_of(norm: str, eps: str | None) -> ThreatModel:
+    """The threat model of a norm and a radius, e.g. linf and 8/255; unbounded has none. Raises WrongInput."""
     try:
-        return ThreatModel.model_validate({"norm": norm} | ({} if norm == "unbounded" else {"eps": eps}))
+        return ThreatModel.model_validate({"norm": norm} | ({} if eps is None else {"eps": eps}))
     except ValidationError as error:
         raise WrongInput("\n".join(_sentence(row) for row in error.errors())) from error
 

@@ -245,6 +245,11 @@ def aliases(name: str) -> dict[str, int]:
     return {alias: int(number) for alias, number in store.get_registered_model(name).aliases.items()}
 
 
+def versions(name: str) -> tuple[int, ...]:
+    """The numbers of the registered model's versions, in ascending order; none for a model that is not registered."""
+    return tuple(sorted(int(found.version) for found in client().search_model_versions(f"name = '{name}'")))
+
+
 def set_alias(name: str, alias: str, number: int) -> None:
     """Let the alias point at the version."""
     client().set_registered_model_alias(name, alias, str(number))

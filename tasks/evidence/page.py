@@ -68,7 +68,9 @@ def headline(story: Story) -> str:
     if outcome == "pass":
         return f"{fact}, and clears every floor of its policy."
     if outcome == "fail":
-        return f"{fact}; that is not enough." + (f" The {doubt}" if doubt else "")
+        low = worst.robust.hi < story.policy.floors.get(worst.threat.name, story.policy.floor)
+        enough = "; that is not enough." if low else f", but {story.verdict.reasons[0]}."
+        return f"{fact}{enough}" + (f" The {doubt}" if doubt else "")
     return f"{fact}, but that {doubt}" if doubt else f"{fact}, but that cannot decide: {story.verdict.reasons[0]}."
 
 

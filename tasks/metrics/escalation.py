@@ -14,6 +14,7 @@ from tasks.attacks.controls import noise
 from tasks.attacks.search import Search, margins, slope
 from tasks.attacks.square import square
 from tasks.attacks.straight_through import StraightThrough
+from tasks.errors import WrongInput
 from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.curve import CurvePoint, security_curve
@@ -45,9 +46,10 @@ def examine(
 ) -> tuple[Outcomes, Curve, Soundness]:
     """Ask every sign of soundness; answer the alarms by adaptive attacks; ask what had fired again.
 
-    x [N, ...], y [N] are what `outcomes` was measured on. Returns the outcomes and the curve with what was found
-    besides, and what speaks for or against them. The model is left exactly as it was.
+    x [N, ...], y [N] are what `outcomes` was measured on, else it raises WrongInput. Returns the outcomes and the curve
+    with what was found besides, and what speaks for or against them. The model is left exactly as it was.
     """
+    _same_samples(x, y, outcomes)
     device, kind = home(model, x)
     x, y = x.detach().to(device, kind), y.to(device)
     with untouched(model) as meter:
@@ -75,6 +77,20 @@ def examine(
     return outcomes, curve, soundness
 
 
+def _same_samples(x: Tensor, y: Tensor, outcomes: Outcomes) -> None:
+    """Raise WrongInput unless x and y are what the outcomes were measured on, as far as the outcomes can tell."""
+    stood = ~outcomes.fooled
+    if (
+        x.shape != outcomes.x_adv.shape
+        or len(y) != len(x)
+        or not torch.allclose(x.cpu()[stood].to(outcomes.x_adv), outcomes.x_adv[stood], atol=1e-6)
+    ):
+        raise WrongInput(
+            f"x {list(x.shape)} and y {list(y.shape)} are not the samples that these outcomes were measured on. "
+            "Give measure() and examine() the same ones."
+        )
+
+
 def _answered(
     model: nn.Module, meter: Meter, x: Tensor, y: Tensor, outcomes: Outcomes, curve: Curve, first: Sequence[Sign]
 ) -> tuple[dict[str, Sign], Outcomes, tuple[Step, ...], nn.Module]:
@@ -82,9 +98,8 @@ def _answered(
     fired = {sign.name: sign for sign in first if sign.state == "alarm"}
     steps: list[Step] = []
     if "answers depend on the seed" in fired:
-        afresh = measure(
-            model, x, y, threat=outcomes.threat, suite=outcomes.suite, seed=outcomes.seed, draws=DRAWS, reseed=True
-        )
+        again_from = partial(measure, model, x, y, threat=outcomes.threat, suite=outcomes.suite, seed=outcomes.seed)
+        afresh = again_from(warm=outcomes.nearest, draws=DRAWS, reseed=True)
         outcomes = replace(afresh, problems=tuple(dict.fromkeys((*outcomes.problems, *afresh.problems))))
         meter.reseed, meter.draws = torch.Generator().manual_seed(outcomes.seed), DRAWS
         steps.append(

@@ -24,6 +24,7 @@ class EarlyDecision(BaseModel, frozen=True, extra="forbid"):
     floor: float = Field(ge=0, le=1)
     samples: int = Field(ge=1, description="measured")
     of: int = Field(ge=1, description="that could have been measured")
+    clean: float = Field(ge=0, le=1, description="accuracy on the samples measured, unchanged")
     robust: Share = Field(description="of the samples measured, with an interval that is valid whenever one stops")
     passes: int = Field(description="forward and backward, in samples")
     problems: tuple[str, ...] = Field((), description="each of them voids the number; the outcome is then undecided")
@@ -58,7 +59,7 @@ def decide_early(
     """
     _check(x, y, floor, confidence, block)
     y, order = y.to(x.device), torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    measured = stood = passes = number = 0
+    measured = right = stood = passes = number = 0
     outcome: Side = "undecided"
     problems: tuple[str, ...] = ()
     alarms: list[Sign] = []
@@ -68,7 +69,7 @@ def decide_early(
         found, _, soundness = examine(model, x[rows], y[rows], outcomes=found)
         alarms += soundness.alarms
         number, measured, stood = number + 1, measured + len(rows), stood + int((~found.fooled).sum())
-        passes += found.passes + soundness.passes
+        passes, right = passes + found.passes + soundness.passes, right + int(found.clean_correct.sum())
         lo, hi = anytime_interval(stood, measured, confidence=confidence)
         outcome = _side(lo, hi, floor)
         problems = (*_problems(found), *_voiding(alarms, outcome))
@@ -78,6 +79,7 @@ def decide_early(
         floor=floor,
         samples=measured,
         of=len(x),
+        clean=right / measured,
         robust=Share(value=stood / measured, lo=lo, hi=hi, n=measured),
         passes=passes,
         problems=problems,

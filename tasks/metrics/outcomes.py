@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
-from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
+from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel, as_suite
 from tasks.errors import ModelRejected, WrongInput
 from tasks.metrics.cell import BLOCK, Cell, attack_cell
 from tasks.metrics.engine import Tally
@@ -135,6 +135,10 @@ def measure(
     box, is stopped and named in `problems`; the others run on.
     """
     suite = as_suite(suite)
+    if suite == SUITES["warm"] and warm is None:
+        raise WrongInput(
+            "suite 'warm' goes on from inputs that are known: give warm=earlier.nearest, or another suite."
+        )
     x, y = _checked(model, x, y, threat)
     if warm is not None and warm.shape != x.shape:
         raise WrongInput(f"warm is {list(warm.shape)}, x {list(x.shape)}. Give one input to begin with per sample.")

@@ -18,7 +18,13 @@ def build(name: str, *, seed: int = 0) -> nn.Module:
     function: Callable[[], nn.Module] = lookup("model", name, MODELS)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = function()
+        try:
+            model = function()
+        except Exception as error:  # whatever it raises, its author needs to know which part did
+            raise ModelRejected(
+                f"model {name!r} cannot be built: {type(error).__name__}: {error}. Name a function without arguments "
+                "that returns a torch.nn.Module."
+            ) from error
     if not isinstance(model, nn.Module):
         raise ModelRejected(f"model {name!r} returned {type(model).__name__}. It must return a torch.nn.Module.")
     return model

@@ -73,6 +73,8 @@ def test_check_prints_one_object_and_planted_examples_that_noise_finds_prove_not
     printed = json.loads(capsys.readouterr().out)
     assert printed["decision"]["outcome"] == "above the floor"
     assert printed["decision"]["samples"] < 300
+    assert printed["verdict"] == "cannot tell"
+    assert not printed["planted"]["passed"]
     assert printed["planted"]["by_noise"]["value"] == 1.0  # there is one feature: noise goes both ways
 
 
@@ -85,11 +87,14 @@ def test_a_model_that_hides_its_slope_does_not_pass_the_check(parts, monkeypatch
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["models:/nobody@champion", "--dataset", "digits", "--eps", "0.1"], "Known: none"),
+        (["models:/nobody@champion", "--dataset", "digits", "--eps", "0.1"], "not registered"),
         (["models:/a/b/c", "--dataset", "digits", "--eps", "0.1"], "models:/NAME@champion"),
         (["edge:threshold", "--dataset", "edge:even", "--eps", "15"], "eps='15/255'"),
         (["edge:threshold", "--dataset", "edge:even", "--eps", "0.1", "--norm", "l7"], "norm"),
         (["edge:threshold", "--dataset", "edge:even", "--eps", "0.1", "--floor", "7"], "floor=0.5"),
+        (["edge:Rounds.forward", "--dataset", "edge:even", "--eps", "0.1"], "edge"),
+        (["edge:even", "--dataset", "edge:even", "--eps", "0.1"], "cannot be built"),
+        (["edge:threshold", "--dataset", "edge:even", "--eps", "0.1", "--planted", "-3"], "planted"),
         (["edge:nothing", "--dataset", "edge:even", "--eps", "0.1"], "edge"),
     ],
 )

@@ -8,6 +8,7 @@ from torch import nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.data import digits
+from tasks.errors import WrongInput
 from tasks.metrics import examine, measure, security_curve
 from tasks.metrics.engine import violation
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
@@ -359,6 +360,20 @@ def test_two_classes_with_one_logit_are_not_masking(planted, images):
         with torch.no_grad():
             last.weight.copy_(weight)
             last.bias.copy_(bias)
+
+
+def test_other_samples_than_were_measured_are_refused(planted, images):
+    x, y = images
+    model = planted["plain MLP"].model
+    outcomes = measure(model, x, y, threat=THREAT, suite="quick")
+    for wrong in (x[:50], x.flip(0)):
+        with pytest.raises(WrongInput, match="not the samples"):
+            examine(model, wrong, y[: len(wrong)], outcomes=outcomes)
+
+
+def test_the_warm_suite_wants_something_warm(planted, images):
+    with pytest.raises(WrongInput, match=r"warm=earlier\.nearest"):
+        measure(planted["plain MLP"].model, *images, threat=THREAT, suite="warm")
 
 
 class OneHot(nn.Module):
