@@ -15,6 +15,7 @@ from tasks.metrics.signs.probe import SAME, SAME_HALF, Probe, counted, moot, tie
 from tasks.metrics.soundness import Sign
 
 BLACK_BOX = {"square", "hopskipjump", "noise", "greedy", "transfer"}
+LARGER = 3.0  # times the radius
 APART = 3.0  # times: a slope that promises so much more or less than is kept does not fit
 
 
@@ -77,16 +78,17 @@ def unbounded(probe: Probe) -> Sign:
 
 
 def larger_budget(probe: Probe) -> Sign:
-    """Do samples stand at twice the radius that fell within it? Athalye et al., 2018."""
+    """Do samples stand at three times the radius that fell within it? Athalye et al., 2018."""
     name, threat = "a larger budget does not help", probe.outcomes.threat
     if threat.norm == "unbounded":
         return moot(name, "masking", "the threat model has no radius")
-    rows = probe.pick(probe.correct & ~probe.standing, part=0.1, cost=26)
+    rows = probe.pick(probe.correct & ~probe.standing, part=0.1, cost=40)
     if not len(rows):
         return moot(name, "masking", "no sample fell within the radius")
-    found = probe.search(rows, threat.model_copy(update={"eps": 2 * threat.eps}))
+    found = probe.search(rows, threat.model_copy(update={"eps": LARGER * threat.eps}))
     arms.margin(found, found.standing(), steps=12)
-    says = "at twice the radius gradients failed on {hits} of {tried} samples that fell within the radius itself"
+    arms.restarts(found, found.standing(), starts="nearest", steps=20)  # around the corners of the box
+    says = "at three times the radius gradients failed on {hits} of {tried} samples that fell within the radius itself"
     return counted(name, "masking", rows[~found.fooled], len(rows), 0.2, says)
 
 
