@@ -72,7 +72,8 @@ def examine(
         if meter.reseed is not None:
             curve = ()  # it was drawn under one seed
         curve = _lowered(curve, outcomes, confidence)
-    signs = tuple(_merged(sign, again.get(sign.name)) for sign in first)
+    stands = not bool(outcomes.fooled.all())
+    signs = tuple(_merged(sign, again.get(sign.name), stands=stands) for sign in first)
     soundness = Soundness(signs=signs, steps=steps, before=before, passes=passes, share=share)
     return outcomes, curve, soundness
 
@@ -111,8 +112,9 @@ def _answered(
         steps.append(step)
     probe = _probe(meter, view, x, y, outcomes, _lowered(curve, outcomes))
     again = {sign.name: sign for sign in questions.ask(probe, only=set(fired) - {"black-box beats white-box"})}
-    if "late flips" in fired:
-        again["late flips"] = questions.settled(probe)
+    random = {name for name, sign in again.items() if name == "unfinished optimisation" and sign.state != "alarm"}
+    for name in fired.keys() & ({"late flips"} | random):
+        again[name] = questions.settled(probe)
     if "black-box beats white-box" in fired:
         again["black-box beats white-box"] = _reached(probe, fired["black-box beats white-box"])
     if "answers depend on the seed" in fired:
@@ -230,11 +232,14 @@ def _reached(probe: Probe, sign: Sign) -> Sign:
     return sign.model_copy(update={"state": state, "figure": figure, "says": told})
 
 
-def _merged(first: Sign, again: Sign | None) -> Sign:
-    """One sign out of its two answers: what fired is kept, and how it was answered."""
+def _merged(first: Sign, again: Sign | None, *, stands: bool) -> Sign:
+    """One sign out of its two answers: what fired is kept, and how it was answered.
+
+    A question that cannot be asked any more is no answer, unless no sample stands that it could be asked of.
+    """
     if again is None:
         return first
-    if again.state != "alarm":  # where the question has become moot, no sample stands any more
+    if again.state == "ok" or (again.state != "alarm" and not stands):
         answer = (again.answer or again.says).rstrip(".")
         return first.model_copy(update={"state": "ok", "first": "alarm", "answer": answer})
     return first.model_copy(update={"figure": again.figure, "answer": f"still so: {again.says.rstrip('.')}"})

@@ -135,13 +135,8 @@ def measure(
     box, is stopped and named in `problems`; the others run on.
     """
     suite = as_suite(suite)
-    if suite == SUITES["warm"] and warm is None:
-        raise WrongInput(
-            "suite 'warm' goes on from inputs that are known: give warm=earlier.nearest, or another suite."
-        )
     x, y = _checked(model, x, y, threat)
-    if warm is not None and warm.shape != x.shape:
-        raise WrongInput(f"warm is {list(warm.shape)}, x {list(x.shape)}. Give one input to begin with per sample.")
+    _check_warm(suite, warm, x)
     suite.under(threat)
     started = time.perf_counter()
     with untouched(model) as meter, _bar(progress) as bar:
@@ -154,8 +149,8 @@ def measure(
         row, cells = bar.add_task(f"{suite.name}, {threat}", total=len(x)), []
         for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
             begin = warm[number * BLOCK :][: len(part)].to(x) if warm is not None else None
-            tell = partial(_tell, bar, row, f"{suite.name}, {threat}", len(part))
-            cells.append(attack(part, labels, number=number, warm=begin, tell=tell))
+            told = partial(_tell, bar, row, f"{suite.name}, {threat}", len(part))
+            cells.append(attack(part, labels, number=number, warm=begin, tell=told))
             bar.advance(row, len(part))
     return replace(
         _joined(cells, threat=threat, suite=suite, seed=seed),
@@ -165,6 +160,16 @@ def measure(
         precision="bf16" if coarse else "fp32",
         draws=meter.draws,
     )
+
+
+def _check_warm(suite: Suite, warm: Tensor | None, x: Tensor) -> None:
+    """Raise WrongInput where the inputs to begin with are missing, or not one per sample."""
+    if suite == SUITES["warm"] and warm is None:
+        raise WrongInput(
+            "suite 'warm' goes on from inputs that are known: give warm=earlier.nearest, or another suite."
+        )
+    if warm is not None and warm.shape != x.shape:
+        raise WrongInput(f"warm is {list(warm.shape)}, x {list(x.shape)}. Give one input to begin with per sample.")
 
 
 def _tell(bar: Progress, row: TaskID, what: str, n: int, attack: str, standing: int) -> None:

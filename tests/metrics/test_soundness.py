@@ -9,8 +9,9 @@ from torch import nn
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.data import digits
 from tasks.errors import WrongInput
-from tasks.metrics import examine, measure, security_curve
+from tasks.metrics import Sign, examine, measure, security_curve
 from tasks.metrics.engine import violation
+from tasks.metrics.escalation import _merged
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
 from tasks.metrics.signs import QUESTIONS
 from tasks.models.planted import Quantised, Saturated
@@ -374,6 +375,22 @@ def test_other_samples_than_were_measured_are_refused(planted, images):
 def test_the_warm_suite_wants_something_warm(planted, images):
     with pytest.raises(WrongInput, match=r"warm=earlier\.nearest"):
         measure(planted["plain MLP"].model, *images, threat=THREAT, suite="warm")
+
+
+@pytest.mark.parametrize(
+    ("state", "stands", "left"),
+    [
+        ("ok", True, "ok"),
+        ("alarm", True, "alarm"),
+        ("not applicable", True, "alarm"),
+        ("not run", True, "alarm"),
+        ("not applicable", False, "ok"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_again_is_no_answer(state, stands, left):
+    first = Sign(name="n", kind="masking", state="alarm", first="alarm", says="Seen.")
+    again = first.model_copy(update={"state": state})
+    assert _merged(first, again, stands=stands).state == left
 
 
 class OneHot(nn.Module):
