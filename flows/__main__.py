@@ -14,7 +14,6 @@ import click
 from tasks.errors import RedoubtError, WrongInput
 
 if TYPE_CHECKING:
-    from flows.config import PipelineConfig
     from tasks.evidence import Story
     from tasks.metrics import ThreatReport
 
@@ -46,7 +45,9 @@ def run(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
     if not as_json:
         _show_steps()
     with prefect_api() as ready:
-        config = _config(recipe, changes)
+        from flows.recipes import configured
+
+        config = configured(recipe, changes)
         from tasks.track import client
 
         client()  # a store that is down ends the run here, not after training
@@ -158,7 +159,9 @@ def config(recipe: str, changes: tuple[str, ...]) -> None:
     """Print RECIPE as YAML, to start a config of your own from."""
     import yaml
 
-    click.echo(yaml.safe_dump(_config(recipe, changes).model_dump(mode="json"), sort_keys=False), nl=False)
+    from flows.recipes import configured
+
+    click.echo(yaml.safe_dump(configured(recipe, changes).model_dump(mode="json"), sort_keys=False), nl=False)
 
 
 @cli.command()
@@ -216,57 +219,6 @@ def _show_steps() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("  %(message)s"))
     log.addHandler(handler)
-
-
-def _config(recipe: str, changes: tuple[str, ...]) -> "PipelineConfig":
-    """The config of a recipe or a YAML file, with the changes. Raises WrongInput."""
-    import yaml
-
-    from flows.config import parse
-    from flows.recipes import RECIPES
-    from tasks.lookup import lookup
-
-    if Path(recipe).suffix in (".yaml", ".yml"):
-        try:
-            values: Any = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise WrongInput(f"{recipe} does not exist. Start one with: redoubt config digits > {recipe}") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise WrongInput(f"{recipe} is no readable YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise WrongInput(f"{recipe} must hold keys and values. Start one with: redoubt config digits > {recipe}")
-    else:
-        values = lookup("recipe", recipe, RECIPES)().model_dump(mode="json")
-    for change in changes:
-        _change(values, change)
-    return parse(values)
-
-
-def _change(values: dict[str, Any], change: str) -> None:
-    import yaml
-
-    path, equals, text = change.partition("=")
-    if not equals:
-        raise WrongInput(f"--set {change}: write KEY=VALUE, e.g. --set policy.floor=0.7")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise WrongInput(f"--set {change}: the value is no readable YAML: {error}") from error
-    place: Any = values
-    parts = path.split(".")
-    for depth, part in enumerate(parts):
-        where = ".".join(parts[:depth])
-        key: Any = part
-        if isinstance(place, list):
-            if not (part.isdigit() and int(part) < len(place)):
-                raise WrongInput(f"--set {change}: {where} holds {len(place)} entries; name one from 0.")
-            key = int(part)
-        elif not isinstance(place, dict):
-            raise WrongInput(f"--set {change}: {where} holds no keys, but a value: {place!r}")
-        if depth == len(parts) - 1:
-            place[key] = value
-        else:
-            place = place[key] if isinstance(place, list) else place.setdefault(key, {})
 
 
 def _alarms(report: "ThreatReport") -> list[str] | None:

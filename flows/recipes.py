@@ -1,10 +1,16 @@
-"""Runs that have a name. A recipe is a function that returns a whole config."""
+"""Runs that have a name. A recipe is a function that returns a whole config; a YAML file is one that a user wrote."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from flows.config import PipelineConfig
+import yaml
+
+from flows.config import PipelineConfig, parse
 from tasks.attacks import ThreatModel
 from tasks.data import DataContract
+from tasks.errors import WrongInput
+from tasks.lookup import lookup
 from tasks.metrics import EvaluationConfig
 from tasks.models import TrainingConfig
 from tasks.verdicts import Policy
@@ -79,3 +85,46 @@ RECIPES: dict[str, Callable[[], PipelineConfig]] = {
     "phishing": phishing,
     "two-kinds": two_kinds,
 }
+
+
+def configured(recipe: str, changes: tuple[str, ...]) -> PipelineConfig:
+    """The config of a recipe or a YAML file, with the changes. Raises WrongInput."""
+    if Path(recipe).suffix in (".yaml", ".yml"):
+        try:
+            values: Any = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise WrongInput(f"{recipe} does not exist. Start one with: redoubt config digits > {recipe}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise WrongInput(f"{recipe} is no readable YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise WrongInput(f"{recipe} must hold keys and values. Start one with: redoubt config digits > {recipe}")
+    else:
+        values = lookup("recipe", recipe, RECIPES)().model_dump(mode="json")
+    for change in changes:
+        _change(values, change)
+    return parse(values)
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    path, equals, text = change.partition("=")
+    if not equals:
+        raise WrongInput(f"--set {change}: write KEY=VALUE, e.g. --set policy.floor=0.7")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise WrongInput(f"--set {change}: the value is no readable YAML: {error}") from error
+    place: Any = values
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth])
+        key: Any = part
+        if isinstance(place, list):
+            if not (part.isdigit() and int(part) < len(place)):
+                raise WrongInput(f"--set {change}: {where} holds {len(place)} entries; name one from 0.")
+            key = int(part)
+        elif not isinstance(place, dict):
+            raise WrongInput(f"--set {change}: {where} holds no keys, but a value: {place!r}")
+        if depth == len(parts) - 1:
+            place[key] = value
+        else:
+            place = place[key] if isinstance(place, list) else place.setdefault(key, {})
