@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = {"decide", "evaluate", "promote", "publish", "results", "track", "train", "validate"}
-BASE = {"errors", "home", "lookup"}
+BASE = {"errors", "home", "lookup", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself
     "attacks": set(),
     "data": set(),

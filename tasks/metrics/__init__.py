@@ -17,7 +17,7 @@ from tasks.metrics.report import (
 )
 from tasks.metrics.seeds import merged
 from tasks.metrics.soundness import Sign, Soundness, Step
-from tasks.metrics.statistics import (
+from tasks.statistics import (
     Share,
     Spread,
     anytime_interval,

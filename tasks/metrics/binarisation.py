@@ -18,7 +18,7 @@ from tasks.metrics.cell import BLOCK
 from tasks.metrics.engine import generator
 from tasks.metrics.isolation import PROBE, Meter, home, untouched
 from tasks.metrics.outcomes import measure
-from tasks.metrics.statistics import Share
+from tasks.statistics import Share
 
 BAR = 0.95  # of the hidden examples: an attack that finds fewer fails, as in the paper
 INNER = 500  # points that the boundary point is told from; the more, the harder it is to find

@@ -14,7 +14,7 @@ from tasks.attacks.geometry import distance
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.isolation import home, untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
-from tasks.metrics.statistics import Share
+from tasks.statistics import Share
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of eps; up to where nothing stands
 NEARBY, ELSEWHERE = 20, 10  # steps from the nearest point known, and from halfway to a sample of another class

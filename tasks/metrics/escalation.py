@@ -23,7 +23,7 @@ from tasks.metrics.isolation import Meter, home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe
 from tasks.metrics.soundness import Sign, Soundness, Step
-from tasks.metrics.statistics import Share
+from tasks.statistics import Share
 
 MANY_DRAWS = 30
 QUERIES = 2000  # a sample, at most, of the black-box step

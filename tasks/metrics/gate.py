@@ -12,7 +12,7 @@ from tasks.errors import WrongInput
 from tasks.metrics.escalation import examine
 from tasks.metrics.outcomes import Outcomes, measure
 from tasks.metrics.soundness import Sign
-from tasks.metrics.statistics import Share, anytime_interval
+from tasks.statistics import Share, anytime_interval
 
 Side = Literal["above the floor", "below the floor", "undecided"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tasks.errors import WrongInput
 from tasks.metrics.outcomes import Outcomes
-from tasks.metrics.statistics import Share, binomial_tail, holm, log_choose
+from tasks.statistics import Share, binomial_tail, holm, log_choose
 
 
 class ClassRow(BaseModel, frozen=True, extra="forbid"):

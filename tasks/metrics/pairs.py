@@ -15,7 +15,7 @@ from tasks.metrics.escalation import examine
 from tasks.metrics.isolation import answers_at_random, home, untouched
 from tasks.metrics.outcomes import DRAWS, Outcomes, Precision, measure
 from tasks.metrics.seeds import merged
-from tasks.metrics.statistics import Share
+from tasks.statistics import Share
 
 
 class PairReport(BaseModel, frozen=True, extra="forbid"):

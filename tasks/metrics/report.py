@@ -21,7 +21,7 @@ from tasks.metrics.outcomes import Outcomes, Precision, measure
 from tasks.metrics.pairs import PairReport, check_pairs, measure_pairs
 from tasks.metrics.seeds import merged
 from tasks.metrics.soundness import Soundness
-from tasks.metrics.statistics import Share, Spread
+from tasks.statistics import Share, Spread
 
 CONFUSIONS = 20  # pairs of classes that a report keeps, the most frequent ones
 ClassNumber = Annotated[int, Field(ge=0)]

@@ -14,7 +14,7 @@ from tasks.attacks.search import margins, slope
 from tasks.metrics.curve import NAME as CURVE
 from tasks.metrics.signs.probe import LEAST, Probe, counted, moot, raised, tied
 from tasks.metrics.soundness import Sign
-from tasks.metrics.statistics import mcnemar
+from tasks.statistics import mcnemar
 
 ON_THE_MARGIN = {"margin", "classes", "restarts", "fab", "fmn"}  # arms that follow the raw margin
 

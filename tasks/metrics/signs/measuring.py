@@ -6,7 +6,7 @@ from torch import Tensor
 from tasks.metrics.cell import judged
 from tasks.metrics.signs.probe import LEAST, SAME, SAME_HALF, Probe, counted, moot, raised
 from tasks.metrics.soundness import Sign
-from tasks.metrics.statistics import mcnemar
+from tasks.statistics import mcnemar
 
 
 def labels(probe: Probe) -> Sign:

@@ -21,7 +21,7 @@ from tasks.metrics import (
     smallest_sample,
     wilson,
 )
-from tasks.metrics.statistics import binomial_tail
+from tasks.statistics import binomial_tail
 
 PROPORTIONS = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
