@@ -18,6 +18,7 @@ BELOW = {  # what each noun may import, besides the base and itself
     "metrics": {"attacks", "data", "defences", "models"},
     "verdicts": {"attacks", "data", "models", "metrics"},
     "evidence": {"attacks", "data", "models", "metrics", "verdicts"},
+    "posture": set(),
 }
 DOORS = {"mlflow": {"track"}, "great_expectations": {"validate"}, "prefect": VERBS}
 
