@@ -1,19 +1,14 @@
 """A pull request's short tier: is one model above a floor? As few samples as it takes, and an exit code."""
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tasks.errors import WrongInput
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from tasks.attacks import ThreatModel
     from tasks.metrics import Binarisation, EarlyDecision
     from tasks.verdicts import Outcome
-
-REGISTERED = re.compile(r"models:/(?P<name>[^/@']+)(?:/(?P<number>\d+)|@(?P<alias>[^/@]+))")
 
 
 @dataclass(frozen=True)
@@ -64,6 +59,7 @@ def check(
     Raises WrongInput, UnknownPart, DataMissing or ModelRejected for what cannot be checked.
     """
     from tasks.data import load
+    from tasks.fetch import load_model
     from tasks.metrics import binarise, decide_early
 
     network, (x, y) = load_model(model), load(dataset)["test"]
@@ -76,22 +72,3 @@ def check(
     except WrongInput as error:  # what was measured is not thrown away
         return Checked(asked, early, None, str(error))
     return Checked(asked, early, found)
-
-
-def load_model(name: str) -> "nn.Module":
-    """A model by 'package.module:function', or a registered version by 'models:/NAME/3' or 'models:/NAME@champion'."""
-    from tasks.models import build, from_bytes
-    from tasks.track import aliases, load_bytes, load_version, versions
-
-    if not name.startswith("models:"):
-        return build(name)
-    found = REGISTERED.fullmatch(name)
-    if found is None:
-        raise WrongInput(f"{name!r} names no registered model. Write models:/NAME/3 or models:/NAME@champion.")
-    held, known = aliases(found["name"]), versions(found["name"])
-    number = int(found["number"]) if found["number"] else held.get(found["alias"])
-    if number not in known:
-        names = [*map(str, known), *(f"@{alias}" for alias in held)]
-        raise WrongInput(f"{name!r} is not registered. Known of {found['name']!r}: {', '.join(names) or 'none'}.")
-    stored, _ = load_version(found["name"], number)
-    return from_bytes(stored.model, load_bytes(stored.weights), stored.digest)

@@ -1,6 +1,6 @@
 """Everything that a run is made of, as one frozen object: the Prefect form shows it, MLflow keeps it."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -12,13 +12,25 @@ from tasks.metrics import EvaluationConfig
 from tasks.models import TrainingConfig
 from tasks.verdicts import Policy
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Config = TypeVar("Config", bound=BaseModel)
+
+
+class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
+    """Attack one model that exists, decide, and keep what was found. Whoever trained it."""
+
+    name: str = Field(pattern=NAME, description="of the registered model, or of the experiment where it is none")
+    model: str = Field(description="models:/NAME/3, models:/NAME@champion, an ONNX file, or 'package.module:function'")
+    dataset: str = Field(description="a name from the table, 'package.module:function', a CSV or an IDX folder")
+    contract: DataContract = DataContract()
+    evaluation: EvaluationConfig
+    policy: Policy = Policy()
+
 
 class PipelineConfig(BaseModel, frozen=True, extra="forbid"):
     """Validate, train, attack, decide; while the verdict is fail, harden and attack again; promote what passes."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="of the registered model and of the experiment"
-    )
+    name: str = Field(pattern=NAME, description="of the registered model and of the experiment")
     dataset: str = Field(description="a name from the table, 'package.module:function', a CSV or an IDX folder")
     contract: DataContract = DataContract()
     training: TrainingConfig
@@ -26,13 +38,33 @@ class PipelineConfig(BaseModel, frozen=True, extra="forbid"):
     evaluation: EvaluationConfig
     policy: Policy = Policy()
 
+    def as_evaluation(self, version: int) -> EvaluateConfig:
+        """What `redoubt evaluate` would have to be asked for to measure a registered version in the same way."""
+        return EvaluateConfig(
+            name=self.name,
+            model=f"models:/{self.name}/{version}",
+            dataset=self.dataset,
+            contract=self.contract,
+            evaluation=self.evaluation,
+            policy=self.policy,
+        )
+
 
 def parse(values: dict[str, Any]) -> PipelineConfig:
     """The config that the values make. Raises WrongInput, one line for each mistake, with the nearest known key."""
+    return _parsed(PipelineConfig, values)
+
+
+def parse_evaluation(values: dict[str, Any]) -> EvaluateConfig:
+    """The same for an evaluation of a model that exists."""
+    return _parsed(EvaluateConfig, values)
+
+
+def _parsed(kind: type[Config], values: dict[str, Any]) -> Config:
     try:
-        return PipelineConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise WrongInput("\n".join(_sentence(row) for row in error.errors())) from error
+        raise WrongInput("\n".join(_sentence(row, kind) for row in error.errors())) from error
 
 
 def threat_of(norm: str, eps: str | None) -> ThreatModel:
@@ -40,14 +72,14 @@ def threat_of(norm: str, eps: str | None) -> ThreatModel:
     try:
         return ThreatModel.model_validate({"norm": norm} | ({} if eps is None else {"eps": eps}))
     except ValidationError as error:
-        raise WrongInput("\n".join(_sentence(row) for row in error.errors())) from error
+        raise WrongInput("\n".join(_sentence(row, ThreatModel) for row in error.errors())) from error
 
 
-def _sentence(row: Any) -> str:
+def _sentence(row: Any, kind: type[BaseModel]) -> str:
     path = [part for part in row["loc"] if not (isinstance(part, str) and "[" in part)]
     where = ".".join(str(part) for part in path)
     if row["type"] == "extra_forbidden":
-        known = _fields(path[:-1])
+        known = _fields(kind, path[:-1])
         return f"unknown key {where!r}.{did_you_mean(str(path[-1]), known)} Known here: {', '.join(known)}."
     if row["type"] == "missing":
         return f"{where!r} is missing."
@@ -56,9 +88,9 @@ def _sentence(row: Any) -> str:
     return f"{where}: {message}{given}" if where else f"{message}{given}"
 
 
-def _fields(path: list[Any]) -> list[str]:
+def _fields(kind: type[BaseModel], path: list[Any]) -> list[str]:
     """The keys that the config knows below a path."""
-    schema = PipelineConfig.model_json_schema()
+    schema = kind.model_json_schema()
     place = schema
     for part in path:
         place = place.get("items", {}) if isinstance(part, int) else place.get("properties", {}).get(part, {})

@@ -11,6 +11,8 @@ from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
 from tasks.promote import promote
 from tasks.publish import publish
+from tasks.record import record
+from tasks.replay import replay_examples
 from tasks.track import aliases, open_run, seconds
 from tasks.train import train_model
 from tasks.validate import validate_data
@@ -52,10 +54,13 @@ def posture_pipeline(config: PipelineConfig) -> Story:
 def examine(
     model: StoredModel, data: Data, config: PipelineConfig, champion: RobustnessReport | None, *, run_id: str
 ) -> Chapter:
-    """Attack a model on test, once; decide; register it, and promote it if it passes."""
-    report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id)
-    verdict = decide(model, report, config.policy, champion=champion)
+    """Attack a model on test, once; decide; register it, promote it if it passes, and record what was found."""
+    report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id, name=config.name)
+    replays = replay_examples(config.name, model, data, report, run_id=run_id)
+    verdict = decide(model, report, config.policy, champion=champion, replays=replays, name=config.name, data=data)
     version = promote(config.name, model, report, verdict)
+    asked = config.as_evaluation(version).model_dump(mode="json")
+    record(config.name, version, model, data, report, verdict, asked, replays=replays, run_id=run_id)
     return Chapter(stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict)
 
 

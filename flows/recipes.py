@@ -100,19 +100,20 @@ def configured(recipe: str, changes: tuple[str, ...]) -> PipelineConfig:
             raise WrongInput(f"{recipe} must hold keys and values. Start one with: redoubt config digits > {recipe}")
     else:
         values = lookup("recipe", recipe, RECIPES)().model_dump(mode="json")
-    for change in changes:
-        _change(values, change)
+    for text in changes:
+        change(values, text)
     return parse(values)
 
 
-def _change(values: dict[str, Any], change: str) -> None:
-    path, equals, text = change.partition("=")
+def change(values: dict[str, Any], setting: str) -> None:
+    """Put KEY=VALUE into the nested values, e.g. policy.floor=0.7. Raises WrongInput."""
+    path, equals, text = setting.partition("=")
     if not equals:
-        raise WrongInput(f"--set {change}: write KEY=VALUE, e.g. --set policy.floor=0.7")
+        raise WrongInput(f"--set {setting}: write KEY=VALUE, e.g. --set policy.floor=0.7")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise WrongInput(f"--set {change}: the value is no readable YAML: {error}") from error
+        raise WrongInput(f"--set {setting}: the value is no readable YAML: {error}") from error
     place: Any = values
     parts = path.split(".")
     for depth, part in enumerate(parts):
@@ -120,10 +121,10 @@ def _change(values: dict[str, Any], change: str) -> None:
         key: Any = part
         if isinstance(place, list):
             if not (part.isdigit() and int(part) < len(place)):
-                raise WrongInput(f"--set {change}: {where} holds {len(place)} entries; name one from 0.")
+                raise WrongInput(f"--set {setting}: {where} holds {len(place)} entries; name one from 0.")
             key = int(part)
         elif not isinstance(place, dict):
-            raise WrongInput(f"--set {change}: {where} holds no keys, but a value: {place!r}")
+            raise WrongInput(f"--set {setting}: {where} holds no keys, but a value: {place!r}")
         if depth == len(parts) - 1:
             place[key] = value
         else:

@@ -1,29 +1,81 @@
 """Turn a report into a verdict, and keep it."""
 
 import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.data import Data
 from tasks.errors import WrongInput
+from tasks.ledger import advanced, observed
 from tasks.metrics import EvaluationConfig, RobustnessReport
+from tasks.metrics.replayed import ReplayReport
 from tasks.models import StoredModel
-from tasks.track import log_dict, set_tags
-from tasks.verdicts import Policy, Verdict, judge
+from tasks.posture.findings import Finding, overdue
+from tasks.recall import known_of
+from tasks.track import log_dict, registered, set_tags
+from tasks.verdicts import Check, Policy, Verdict, judge
 
 
 @task(name="decide", task_run_name="decide-{model.stage}-on-{report.split}", cache_policy=NO_CACHE)
 def decide(
-    model: StoredModel, report: RobustnessReport, policy: Policy, *, champion: RobustnessReport | None = None
+    model: StoredModel,
+    report: RobustnessReport,
+    policy: Policy,
+    *,
+    champion: RobustnessReport | None = None,
+    replays: Sequence[ReplayReport] = (),
+    name: str = "",
+    version: int | None = None,
+    data: Data | None = None,
 ) -> Verdict:
-    """The verdict on the report under the policy, kept in the stage's run. The champion is asked about test only."""
-    verdict = judge(report, policy, champion)
+    """The verdict on the report under the policy, kept in the stage's run.
+
+    The champion, the stored examples (replays) and the findings of the registered model `name` are asked about test
+    only. version: the model's own; the next one where it is not registered yet.
+    """
+    verdict = judge(report, policy, champion, replays=replays)
+    if name and data is not None and report.split == "test":
+        verdict = _with_findings(verdict, name, version, model, data, report, policy, replays)
     prefix = "" if report.split == "test" else f"{report.split}."
     set_tags(model.run_id, {f"redoubt.{prefix}verdict": verdict.outcome})
     kept = {"verdict": verdict.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
     log_dict(model.run_id, kept, f"{prefix.replace('.', '/')}verdict.json")
     return verdict
+
+
+def _with_findings(
+    verdict: Verdict,
+    name: str,
+    version: int | None,
+    model: StoredModel,
+    data: Data,
+    report: RobustnessReport,
+    policy: Policy,
+    replays: Sequence[ReplayReport],
+) -> Verdict:
+    """The verdict with one check more: no finding that this evaluation leaves open is older than the policy allows."""
+    there = registered(name)
+    ledger = known_of(name).findings if there else []
+    if not ledger:
+        return verdict
+    number = version or there[-1].number + 1
+    after = advanced(ledger, observed(name, number, model.run_id, data, report, verdict, replays))
+    late = overdue(after, policy.max_finding_days, datetime.now(UTC))
+    return Verdict.of((*verdict.checks, overdue_check(late, policy.max_finding_days)))
+
+
+def overdue_check(late: Sequence[Finding], max_days: float) -> Check:
+    """Whether the gate stays open for what was found and not mended in time."""
+    if not late:
+        return Check(name="findings", outcome="pass", reason=f"no finding is open for more than {max_days:g} days")
+    told = ", ".join(
+        f"{finding.id} ({finding.state} since {finding.found_at[:10]}, {finding.label})" for finding in late
+    )
+    reason = f"open for more than {max_days:g} days: {told}; mend it, or accept it: redoubt findings NAME --accept ID"
+    return Check(name="findings", outcome="fail", reason=reason.replace("NAME", late[0].name))
 
 
 def warn_of_few_samples(data: Data, evaluation: EvaluationConfig, policy: Policy, *, champion: bool) -> str | None:

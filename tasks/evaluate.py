@@ -2,12 +2,17 @@
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from torch import Tensor, nn
 
 from tasks.data import Data, load_split
-from tasks.metrics import EvaluationConfig, RobustnessReport, choose_rows, evaluate
-from tasks.models import StoredModel, device_of, from_bytes
-from tasks.results import save_evaluation
-from tasks.track import aliases, load_bytes, load_version, timed
+from tasks.fetch import fetch_version, network_of
+from tasks.home import folder
+from tasks.metrics import CellStore, EvaluationConfig, RobustnessReport, begin_at, choose_rows, evaluate
+from tasks.models import StoredModel, code_of
+from tasks.recall import expected_key
+from tasks.replay import load_corpus
+from tasks.results import load_report, save_evaluation
+from tasks.track import aliases, registered, timed
 from tasks.verdicts import why_unusable
 
 
@@ -19,10 +24,16 @@ def evaluate_robustness(
     *,
     split: str,
     run_id: str,
+    name: str = "",
+    again: bool = False,
 ) -> RobustnessReport:
-    """Attack the stored model on a split, and keep the report, each sample's outcome and what fooled it."""
+    """Attack the stored model on a split, and keep the report, each sample's outcome and what fooled it.
+
+    Cells that were measured before come from the store, so a killed evaluation goes on where it stood; with `again`
+    all are measured anew. name: of the registered model, at whose stored examples a warm start begins.
+    """
     with timed(run_id, f"attack/{model.stage}/{split}"):
-        network = from_bytes(model.model, load_bytes(model.weights), model.digest).to(device_of("auto"))
+        network = network_of(model)
         x, y = load_split(data, split)
         rows = choose_rows(len(y), config.samples, config.seed)
         report, outcomes = evaluate(
@@ -35,9 +46,12 @@ def evaluate_robustness(
             data=data.name,
             data_digest=data.digest,
             weights_digest=model.digest,
+            model_code=code_of(network),
+            store=None if again else cells(),
+            warm=_begin(name, network, data, config, x[rows], y[rows], rows) if split == "test" else None,
             progress=True,
         )
-        save_evaluation(model, data, report, outcomes, rows)
+        save_evaluation(model, data, report, outcomes, rows=rows, x=x[rows], y=y[rows])
         return report
 
 
@@ -55,10 +69,15 @@ def champion_report(
     if number is None:
         return None
     with timed(run_id, "champion"):
-        stored, report = load_version(name, number)
-        if _answers(config, data, report) and why_unusable(report, max_age_days=max_age_days) is None:
-            return report
-        network = from_bytes(stored.model, load_bytes(stored.weights), stored.digest).to(device_of("auto"))
+        version = next(version for version in registered(name) if version.number == number)
+        wanted = expected_key(data, config)
+        for record in version.records():
+            if record.key == wanted:
+                report = load_report(record.run_id)
+                if why_unusable(report, max_age_days=max_age_days) is None:
+                    return report
+        stored = fetch_version(version)
+        network = network_of(stored)
         x, y = load_split(data, "test")
         rows = choose_rows(len(y), config.samples, config.seed)
         fresh, _ = evaluate(
@@ -70,14 +89,25 @@ def champion_report(
             data=data.name,
             data_digest=data.digest,
             weights_digest=stored.digest,
+            model_code=code_of(network),
         )
         return fresh
 
 
-def _answers(config: EvaluationConfig, data: Data, report: RobustnessReport) -> bool:
-    """Whether the report is what the config would measure on the data's test split."""
-    suite = config.resolved_suite().digest
-    n = len(choose_rows(data.sizes["test"], config.samples, config.seed))
-    asked = ("test", data.digest, n, config.seed, config.seeds, [(threat, suite) for threat in config.threats])
-    measured = [(threat.threat, threat.suite_digest) for threat in report.threats]
-    return asked == (report.split, report.data_digest, report.clean.n, report.seed, report.seeds, measured)
+def _begin(
+    name: str, network: nn.Module, data: Data, config: EvaluationConfig, x: Tensor, y: Tensor, rows: Tensor
+) -> dict[str, Tensor] | None:
+    """Where a warm start begins under each threat model that has stored examples; None for a cold start."""
+    if not (config.warm and name):
+        return None
+    corpora = {threat.name: load_corpus(name, threat, data) for threat in config.threats}
+    return {
+        key: begin_at(network, corpus, x, y=y, rows=rows, seed=config.seed)
+        for key, corpus in corpora.items()
+        if corpus is not None
+    }
+
+
+def cells() -> CellStore:
+    """Where cells are kept on this machine."""
+    return CellStore(folder("cells"))

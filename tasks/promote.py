@@ -5,6 +5,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
+from tasks.record import version_tags
 from tasks.track import aliases, register, set_alias
 from tasks.verdicts import Verdict
 
@@ -12,7 +13,7 @@ from tasks.verdicts import Verdict
 @task(name="promote", task_run_name="promote-{model.stage}", cache_policy=NO_CACHE)
 def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Verdict) -> int:
     """The version that the model became. On pass it is champion and the one before is `previous`; else challenger."""
-    number = register(name, model, _tags(report, verdict))
+    number = register(name, model, version_tags(report, verdict))
     if verdict.outcome != "pass":
         set_alias(name, "challenger", number)
         return number
@@ -32,15 +33,3 @@ def roll_back(name: str) -> int:
     set_alias(name, "champion", now["previous"])
     set_alias(name, "previous", now["champion"])
     return now["previous"]
-
-
-def _tags(report: RobustnessReport, verdict: Verdict) -> dict[str, str]:
-    tags = {
-        "redoubt.verdict": verdict.outcome,
-        "redoubt.stage": report.stage,
-        "redoubt.data_digest": report.data_digest,
-        "redoubt.weights_digest": report.weights_digest,
-        "redoubt.suite_digest": report.threats[0].suite_digest,
-        "redoubt.clean_accuracy": f"{report.clean.value:.4f}",
-    }
-    return tags | {f"redoubt.robust_accuracy.{t.threat.name}": f"{t.robust.value:.4f}" for t in report.threats}

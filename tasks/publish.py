@@ -88,9 +88,9 @@ def _alarmed(
 ) -> Samples:
     """The samples at these places among the measured ones, with what fooled the model there. Raises EvidenceBroken."""
     table = load_outcomes(chapter.run_id, report.threat.name)
-    if len(table) != report.robust.n:
+    if len(table["row"]) != report.robust.n:
         raise EvidenceBroken(
-            f"the outcomes of {chapter.stage} under {report.threat} hold {len(table)} samples, its report "
+            f"the outcomes of {chapter.stage} under {report.threat} hold {len(table['row'])} samples, its report "
             f"{report.robust.n}. Run the evaluation again: no alarm can be tied to its samples."
         )
     rows, prediction = table["row"].tolist(), table["prediction"].tolist()

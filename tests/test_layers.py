@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VERBS = {"decide", "evaluate", "promote", "publish", "results", "track", "train", "validate"}
+VERBS = {
+    *("decide", "evaluate", "fetch", "ledger", "promote", "prove", "publish", "recall", "record", "replay", "results"),
+    *("track", "train", "validate", "verify"),
+}
 BASE = {"errors", "home", "lookup", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself
     "attacks": set(),

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from tasks.attacks import arms
 from tasks.attacks.apgd import apgd_ce
+from tasks.attacks.code import attack_code
 from tasks.attacks.controls import noise, transfer
 from tasks.attacks.fgsm import fgsm
 from tasks.attacks.fmn import fmn
@@ -138,9 +139,9 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits that change when an attack, its order or any parameter does."""
+        """Sixteen hex digits that change when an attack's code, its place in the order or any parameter does."""
         rows = [attack.resolved() for attack in self.attacks]
-        whole = {"attacks": rows, "again": self.again, "passes": self.passes}
+        whole = {"attacks": rows, "again": self.again, "passes": self.passes, "code": attack_code()}
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:

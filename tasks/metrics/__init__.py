@@ -1,6 +1,9 @@
 """What we measure and how we say it."""
 
 from tasks.metrics.binarisation import Binarisation, binarise
+from tasks.metrics.code import engine_code
+from tasks.metrics.config import EvaluationConfig, choose_rows
+from tasks.metrics.corpus import Corpus, Replay, begin_at, replay
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.escalation import examine
 from tasks.metrics.gate import EarlyDecision, decide_early
@@ -9,14 +12,14 @@ from tasks.metrics.outcomes import AttackOutcome, Outcomes, measure
 from tasks.metrics.pairs import PairReport, measure_pairs
 from tasks.metrics.report import (
     AttackRow,
-    EvaluationConfig,
     RobustnessReport,
     ThreatReport,
-    choose_rows,
     evaluate,
 )
 from tasks.metrics.seeds import merged
 from tasks.metrics.soundness import Sign, Soundness, Step
+from tasks.metrics.store import CellStore
+from tasks.metrics.transfer import Transfer, transfer
 from tasks.statistics import (
     Share,
     Spread,
@@ -33,13 +36,16 @@ __all__ = [
     "AttackOutcome",
     "AttackRow",
     "Binarisation",
+    "CellStore",
     "ClassRow",
+    "Corpus",
     "CurvePoint",
     "EarlyDecision",
     "EvaluationConfig",
     "Outcomes",
     "PairReport",
     "PairRow",
+    "Replay",
     "RobustnessReport",
     "Share",
     "Sign",
@@ -47,12 +53,15 @@ __all__ = [
     "Spread",
     "Step",
     "ThreatReport",
+    "Transfer",
     "anytime_interval",
+    "begin_at",
     "binarise",
     "by_class",
     "by_pair",
     "choose_rows",
     "decide_early",
+    "engine_code",
     "evaluate",
     "examine",
     "holm",
@@ -61,8 +70,10 @@ __all__ = [
     "measure_pairs",
     "merged",
     "paired_loss",
+    "replay",
     "security_curve",
     "smallest_paired",
     "smallest_sample",
+    "transfer",
     "wilson",
 ]

@@ -1,18 +1,23 @@
 """One cell: at most 512 samples, whose result depends on nothing outside of it."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from tasks.attacks import Suite, ThreatModel
+from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.attacks.geometry import inside
 from tasks.attacks.search import Search
 from tasks.metrics.engine import Engine, Tally, generator, violation
 from tasks.metrics.isolation import Coarse, Meter
+from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 
 BLOCK = 512  # samples of a cell
+CPU = torch.device("cpu")
+OF_THE_SEARCH = ("config", "error", "turns", "share", "spent", "lately", "rng")  # of a tally: not part of its result
 VOTES = 3  # times as many draws as the search averages judge a model that answers at random
 
 
@@ -31,6 +36,23 @@ class Cell:
     dropped: Tensor  # bool [N]: the search fooled it, the judge did not agree
     capped: bool
     problems: tuple[str, ...]
+    forward_samples: int
+    backward_samples: int
+    seconds: float
+
+    def entry(self) -> Entry | None:
+        """The cell as it is stored, without the attacks' rows, which the suite knows; None if anything went wrong."""
+        if self.problems or any(tally.error for tally in self.tallies):
+            return None
+        tallies = [Entry.of(tally, leave=OF_THE_SEARCH) for tally in self.tallies]
+        return Entry.of(self, leave=("tallies", "problems")).joined("tallies", tallies)
+
+    @classmethod
+    def of(cls, entry: Entry, rows: Sequence[AttackConfig]) -> "Cell":
+        """The cell that was stored; rows are the suite's under its threat model."""
+        whole, tallies = entry.parted("tallies")
+        of_rows = [Tally(config=row, **tally.fields) for row, tally in zip(rows, tallies, strict=True)]
+        return cls(tallies=of_rows, problems=(), **whole.fields)
 
 
 def attack_cell(
@@ -50,7 +72,10 @@ def attack_cell(
 
     With coarse the search runs in bfloat16. tell(attack, standing) is called as it goes on.
     """
-    torch.manual_seed(generator(torch.device("cpu"), seed, "model", number).initial_seed())  # of models that draw
+    started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
+    torch.manual_seed(generator(CPU, seed, "model", number).initial_seed())  # of models that draw
+    if meter.reseed is not None:
+        meter.reseed = generator(CPU, seed, "answers", number)
     clean, prediction = judged(meter, x)
     broken = int((~clean.isfinite()).any(1).sum())
     problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
@@ -90,6 +115,35 @@ def attack_cell(
         dropped,
         engine.capped,
         tuple(problems),
+        meter.forward_samples - forward,
+        meter.backward_samples - backward,
+        time.perf_counter() - started,
+    )
+
+
+def known_cell(
+    store: CellStore,
+    facts: Facts,
+    rows: Sequence[AttackConfig],
+    attack: Callable[..., Cell],
+    x: Tensor,
+    y: Tensor,
+    *,
+    number: int,
+    warm: Tensor | None,
+    tell: Callable[[str, int], None] | None = None,
+) -> Cell:
+    """What attack(x, y, number=, warm=, tell=) returns, from the store where it is there.
+
+    facts are those that all cells of the measurement share; rows are the suite's under its threat model. A cell with a
+    problem is not stored: another try may go better.
+    """
+    own = {"cell": number, "samples": tensor_digest(x, y), "warm": "" if warm is None else tensor_digest(warm)}
+    return store.once(
+        {**facts, **own},
+        partial(attack, x, y, number=number, warm=warm, tell=tell),
+        save=Cell.entry,
+        load=partial(Cell.of, rows=rows),
     )
 
 

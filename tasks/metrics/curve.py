@@ -1,8 +1,9 @@
 """Robust accuracy against eps, over the whole range, from one search for the smallest perturbations."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from pydantic import BaseModel
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 from tasks.attacks import ThreatModel
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
-from tasks.metrics.cell import BLOCK, judged
-from tasks.metrics.isolation import home, untouched
+from tasks.metrics.cell import BLOCK, CPU, judged
+from tasks.metrics.code import grounds
+from tasks.metrics.engine import generator
+from tasks.metrics.isolation import Meter, home, untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
+from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 from tasks.statistics import Share
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of eps; up to where nothing stands
@@ -28,8 +32,26 @@ class CurvePoint(BaseModel, frozen=True, extra="forbid"):
     robust: Share
 
 
+@dataclass(frozen=True)
+class Smallest:
+    """The smallest perturbations that were found for R samples, and what the search took."""
+
+    distance: Tensor  # float [R]; infinite where nothing fooled
+    x_adv: Tensor  # [R, ...]
+    forward_samples: int
+    backward_samples: int
+    seconds: float
+
+
 def security_curve(
-    model: nn.Module, x: Tensor, y: Tensor, *, outcomes: Outcomes, confidence: float = 0.95
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    outcomes: Outcomes,
+    confidence: float = 0.95,
+    store: CellStore | None = None,
+    weights: str = "",
 ) -> tuple[Outcomes, tuple[CurvePoint, ...]]:
     """The outcomes with what the search found besides, and points from eps 0 to where no sample stands.
 
@@ -37,13 +59,14 @@ def security_curve(
     point that the suite met, and from halfway to a sample of another class; the curve at eps is the share of samples
     whose smallest one is longer. A sample that falls within the threat's eps here, after standing against the suite,
     counts as fooled, so that the curve and the headline agree where they meet. An unbounded threat has no curve. Where
-    the model raises there is none either, and the outcomes name it as a problem.
+    the model raises there is none either, and the outcomes name it as a problem. store and weights as in measure():
+    the search goes in blocks of 512 samples, and none of them is made twice.
     """
     threat = outcomes.threat
     if threat.norm == "unbounded":
         return outcomes, ()
     try:
-        outcomes, away = _searched(model, x, y, outcomes)
+        outcomes, away = _searched(model, x, y, outcomes, store, weights)
     except Exception as failure:  # a model may raise under a gradient; the number is void, the report goes on
         problem = f"{NAME}: raised {type(failure).__name__}: {failure}"
         return replace(outcomes, problems=(*outcomes.problems, problem)), ()
@@ -55,27 +78,28 @@ def security_curve(
     return outcomes, tuple(points)
 
 
-def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tuple[Outcomes, Tensor]:
+def _searched(
+    model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes, store: CellStore | None, weights: str
+) -> tuple[Outcomes, Tensor]:
     """The outcomes with the search as one more attack, and each sample's smallest fooling distance, [N]."""
     threat, device, dtype = outcomes.threat, *home(model, x)
-    x, y, nearest = x.detach().to(device, dtype), y.to(device), outcomes.nearest.to(device)
+    x, y, nearest = x.detach().to(device, dtype).contiguous(), y.to(device), outcomes.nearest.to(device)
     correct, fooled = outcomes.clean_correct.to(device), outcomes.fooled.to(device)
-    away, x_adv = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone()
-    started = time.perf_counter()
+    away, x_adv, blocks = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone(), []
     with untouched(model) as meter:
         meter.draws = outcomes.draws
-        torch.manual_seed(outcomes.seed)
-        for rows in correct.nonzero().flatten().split(BLOCK):
+        search: Callable[..., Smallest] = partial(_smallest, meter, threat=threat)
+        if store is not None and weights:
+            facts = {"stage": "curve", "weights": weights, "threat": threat.digest, "seed": outcomes.seed}
+            search = partial(_known, store, {**facts, "draws": meter.draws, **grounds(meter, x)}, search)
+        for number, rows in enumerate(correct.nonzero().flatten().split(BLOCK)):
             begin = {NEARBY: nearest[rows], ELSEWHERE: (x[rows] + _of_another_class(x, y, rows)) / 2}
-            found = [
-                minimum_norm(meter, x[rows], y[rows], threat=threat, steps=steps, start=start)
-                for steps, start in begin.items()
-            ]
-            closer = found[1][0] < found[0][0]
-            away[rows] = torch.minimum(found[0][0], found[1][0])
-            best = torch.where(closer.view(-1, *[1] * (x.ndim - 1)), found[1][1], found[0][1])
+            blocks.append(search(x[rows], y[rows], begin, seed=outcomes.seed, number=number))
+            away[rows] = blocks[-1].distance.to(away)
             fell = (away[rows] <= threat.eps) & ~fooled[rows]
-            x_adv[rows[fell]] = best[fell]
+            x_adv[rows[fell]] = blocks[-1].x_adv.to(x)[fell]
+        started, forward = time.perf_counter(), meter.forward_samples
+        torch.manual_seed(generator(CPU, outcomes.seed, NAME, "judge").initial_seed())
         prediction = judged(meter, x_adv)[1]
     known = outcomes.fooled.to(device) & correct
     late = (prediction != y) & ~fooled & (distance(x, x_adv, threat) <= threat.eps) & correct
@@ -86,11 +110,48 @@ def _searched(model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes) -> tup
         name=NAME,
         tried=(correct & ~fooled).cpu(),
         fooled=late.cpu(),
-        forward_samples=meter.forward_samples,
-        backward_samples=meter.backward_samples,
-        seconds=time.perf_counter() - started,
+        forward_samples=meter.forward_samples - forward + sum(block.forward_samples for block in blocks),
+        backward_samples=sum(block.backward_samples for block in blocks),
+        seconds=time.perf_counter() - started + sum(block.seconds for block in blocks),
     )
     return outcomes.joined(row, x_adv, prediction), away.cpu()
+
+
+def _known(
+    store: CellStore,
+    facts: Facts,
+    search: Callable[..., Smallest],
+    x: Tensor,
+    y: Tensor,
+    begin: Mapping[int, Tensor],
+    *,
+    seed: int,
+    number: int,
+) -> Smallest:
+    """What the search returns, from the store where it is there. facts are those that all blocks share."""
+    found: Smallest = store.once(
+        {**facts, "cell": number, "samples": tensor_digest(x, y, *begin.values())},
+        partial(search, x, y, begin, seed=seed, number=number),
+        save=Entry.of,
+        load=lambda entry: Smallest(**entry.fields),
+    )
+    return found
+
+
+def _smallest(
+    meter: Meter, x: Tensor, y: Tensor, begin: Mapping[int, Tensor], *, threat: ThreatModel, seed: int, number: int
+) -> Smallest:
+    """The search on x [R, ...], y [R]: begin holds, by the number of steps, the points [R, ...] to go out from."""
+    started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
+    torch.manual_seed(generator(CPU, seed, NAME, number).initial_seed())  # of models that draw
+    near, far = [minimum_norm(meter, x, y, threat=threat, steps=steps, start=start) for steps, start in begin.items()]
+    return Smallest(
+        distance=torch.minimum(near[0], far[0]),
+        x_adv=torch.where((far[0] < near[0]).view(-1, *[1] * (x.ndim - 1)), far[1], near[1]),
+        forward_samples=meter.forward_samples - forward,
+        backward_samples=meter.backward_samples - backward,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _of_another_class(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

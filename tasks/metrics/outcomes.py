@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel, as_suite
 from tasks.errors import ModelRejected, WrongInput
-from tasks.metrics.cell import BLOCK, Cell, attack_cell
+from tasks.metrics.cell import BLOCK, Cell, attack_cell, known_cell
+from tasks.metrics.code import grounds, own_code
 from tasks.metrics.engine import Tally
 from tasks.metrics.isolation import Meter, answers_at_random, pays_in_bf16, untouched
+from tasks.metrics.store import CellStore, Entry
 
 DRAWS = 10  # passes whose mean logits stand for a model that answers at random
 
@@ -60,6 +62,7 @@ class Outcomes:
     precision: Precision = "fp32"  # of the search; every success is judged in the model's own
     draws: int = 1  # passes averaged for one answer; above 1 for a model that answers at random
     problems: tuple[str, ...] = field(default=())  # each of them voids the number
+    flips: Tensor | None = None  # [F, ...]: what flipped the critical pairs, one pair's rows after another
 
     @property
     def passes(self) -> int:
@@ -93,6 +96,18 @@ class Outcomes:
             seconds=self.seconds + attack.seconds,
         )
 
+    def entry(self) -> Entry:
+        """As it is stored, without threat model and suite, which whoever asks for it knows."""
+        attacks = [Entry.of(attack) for attack in self.attacks]
+        return Entry.of(self, leave=("threat", "suite", "attacks")).joined("attacks", attacks)
+
+    @classmethod
+    def of(cls, entry: Entry, *, threat: ThreatModel, suite: Suite) -> "Outcomes":
+        """The outcomes that were stored, under this threat model and with this suite."""
+        whole, attacks = entry.parted("attacks")
+        fields = whole.fields | {"problems": tuple(whole.values["problems"])}
+        return cls(threat=threat, suite=suite, attacks=tuple(AttackOutcome(**a.fields) for a in attacks), **fields)
+
     @property
     def clean_accuracy(self) -> float:
         """Share of samples that are classified correctly as they are."""
@@ -117,6 +132,8 @@ def measure(
     draws: int | None = None,
     reseed: bool = False,
     progress: bool = False,
+    store: CellStore | None = None,
+    weights: str = "",
 ) -> Outcomes:
     """Attack the model with every attack of the suite and return what each sample came to.
 
@@ -130,6 +147,8 @@ def measure(
     that is fast at it; what the search finds is judged in the model's own precision. draws: how many passes are
     averaged for one answer; by default 1, or 10 for a model that answers at random, whose errors count by majority.
     reseed: a global seed of its own for every pass, for a model whose answers follow from that seed.
+    store: where each cell is looked up before it is computed, and put unless an attack raised; what a stored one cost
+    is what it cost at first. It needs `weights`, a digest of all that the model's answers follow from.
 
     Raises WrongInput or ModelRejected before any attack starts. An attack that raises, or leaves the ball or the
     box, is stopped and named in `problems`; the others run on.
@@ -145,21 +164,34 @@ def measure(
         meter.reseed = torch.Generator().manual_seed(seed) if reseed else None
         meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
-        attack = partial(attack_cell, meter, threat=threat, suite=suite, seed=seed, coarse=coarse)
+        asked, probing = (meter.forward_samples, meter.backward_samples), time.perf_counter() - started
+        attack: Callable[..., Cell] = partial(attack_cell, meter, threat=threat, suite=suite, seed=seed, coarse=coarse)
+        if store is not None and weights:
+            facts = _facts(meter, x, weights=weights, threat=threat, suite=suite, seed=seed, coarse=coarse)
+            attack = partial(known_cell, store, facts, suite.under(threat), attack)
         row, cells = bar.add_task(f"{suite.name}, {threat}", total=len(x)), []
         for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
-            begin = warm[number * BLOCK :][: len(part)].to(x) if warm is not None else None
+            begin = warm[number * BLOCK :][: len(part)].to(x).contiguous() if warm is not None else None
             told = partial(_tell, bar, row, f"{suite.name}, {threat}", len(part))
             cells.append(attack(part, labels, number=number, warm=begin, tell=told))
             bar.advance(row, len(part))
     return replace(
         _joined(cells, threat=threat, suite=suite, seed=seed),
-        forward_samples=meter.forward_samples,
-        backward_samples=meter.backward_samples,
-        seconds=time.perf_counter() - started,
+        forward_samples=asked[0] + sum(cell.forward_samples for cell in cells),
+        backward_samples=asked[1] + sum(cell.backward_samples for cell in cells),
+        seconds=probing + sum(cell.seconds for cell in cells),
         precision="bf16" if coarse else "fp32",
         draws=meter.draws,
     )
+
+
+def _facts(
+    meter: Meter, x: Tensor, *, weights: str, threat: ThreatModel, suite: Suite, seed: int, coarse: bool
+) -> dict[str, object]:
+    """What every cell of one measurement follows from, besides its own samples."""
+    how = {"precision": "bf16" if coarse else "fp32", "draws": meter.draws, "reseed": meter.reseed is not None}
+    what = {"stage": "suite", "weights": weights, "threat": threat.digest, "suite": suite.digest, "seed": seed}
+    return {**what, **how, "own attacks": own_code(suite), **grounds(meter, x)}
 
 
 def _check_warm(suite: Suite, warm: Tensor | None, x: Tensor) -> None:
@@ -181,7 +213,7 @@ def _joined(cells: Sequence[Cell], *, threat: ThreatModel, suite: Suite, seed: i
     rows = [_of_attack(name, cells) for name in dict.fromkeys(t.config.name for t in cells[0].tallies)]
 
     def whole(name: str) -> Tensor:
-        return torch.cat([getattr(cell, name) for cell in cells]).cpu()
+        return torch.cat([getattr(cell, name).cpu() for cell in cells])
 
     problems = [*dict.fromkeys(p for cell in cells for p in cell.problems)]
     problems += [f"{row.name}: {row.error}" for row in rows if row.error]
@@ -209,7 +241,7 @@ def _of_attack(name: str, cells: Sequence[Cell]) -> AttackOutcome:
     every = [tally for tallies in of_cell for tally in tallies]
 
     def flags(what: str) -> Tensor:
-        return torch.cat([torch.stack([getattr(t, what) for t in tallies]).any(0) for tallies in of_cell]).cpu()
+        return torch.cat([torch.stack([getattr(t, what) for t in tallies]).any(0).cpu() for tallies in of_cell])
 
     return AttackOutcome(
         name=name,
@@ -265,8 +297,8 @@ def _checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tup
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         wide = torch.promote_types(parameter.dtype, torch.float32)  # the ball needs more digits than a half has
-        return x.detach().to(parameter.device, wide), y.to(parameter.device, torch.long)
-    return x.detach(), y.long()
+        x, y = x.to(parameter.device, wide), y.to(parameter.device)
+    return x.detach().contiguous(), y.long()  # a result follows from the values alone, not from how they lie in memory
 
 
 def _bar(wanted: bool) -> Progress:

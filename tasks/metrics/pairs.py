@@ -1,6 +1,6 @@
 """measure_pairs(): can samples of one class be made to look like one other class, the one that must not be mixed up?"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -72,36 +72,62 @@ def measure_pairs(
     Each pair is examined as a whole number is: alarms are answered, and one that stands is a problem.
     Raises WrongInput for a class that the model has no logit for, and what measure() raises.
     """
+    run = partial(measure, threat=threat, suite=suite, precision=precision)
+    found = attack_pairs(model, x, y, pairs, run, seeds=range(seed, seed + seeds), warm=warm, confidence=confidence)
+    return tuple(report for report, _ in found)
+
+
+def attack_pairs(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    run: Callable[..., Outcomes],
+    *,
+    seeds: Sequence[int],
+    warm: Tensor | None = None,
+    confidence: float = 0.95,
+) -> list[tuple[PairReport, Tensor]]:
+    """Each pair's report, and the inputs that flipped, [F, ...], in the order of its rows.
+
+    run(model, x, y, seed=, warm=) is measure() with threat model and suite. The rest as in measure_pairs().
+    """
     if not pairs:
-        return ()
+        return []
     check_pairs(model, x, pairs)
-    answers = _judged(model, x, seed)[1]
-
-    def attacked(target: int, rows: Tensor) -> Outcomes:
-        begin = warm[rows.to(warm.device)] if warm is not None else None
-        asked, start, no = TargetOrNot(model, target), x[rows.to(x.device)], torch.zeros(len(rows), dtype=torch.long)
-        run = partial(measure, asked, start, no, threat=threat, suite=suite, warm=begin, precision=precision)
-        worst = merged([run(seed=each) for each in range(seed, seed + seeds)])
-        found, _, soundness = examine(asked, start, no, outcomes=worst)
-        stand = [f"{sign.name}: {sign.says}" for sign in soundness.alarms]
-        if worst.clean_correct.any() and not any(bool(attack.tried.any()) for attack in worst.attacks):
-            stand.append(f"no attack tried a sample under {threat}")
-        forward = found.forward_samples + soundness.passes  # the signs' passes are not told apart here
-        return replace(found, problems=(*found.problems, *stand), forward_samples=forward)
-
-    reports = []
+    answer = answers(model, x, seeds[0])[1]
+    found = []
     for source, target in pairs:
-        rows = ((y.cpu() == source) & ((answers == source) | (answers == target))).nonzero().flatten()
-        found = attacked(target, rows) if len(rows) else None
-        reports.append(_report(source, target, rows, found, confidence))
-    return tuple(reports)
+        rows = ((y.cpu() == source) & ((answer == source) | (answer == target))).nonzero().flatten()
+        if len(rows):
+            begin = warm[rows.to(warm.device)] if warm is not None else None
+            outcomes = _attacked(TargetOrNot(model, target), x[rows.to(x.device)], run, seeds, begin)
+            flips = outcomes.x_adv[outcomes.fooled]
+        else:
+            outcomes, flips = None, x[:0].cpu()
+        found.append((_report(source, target, rows, outcomes, confidence), flips))
+    return found
+
+
+def _attacked(
+    asked: TargetOrNot, x: Tensor, run: Callable[..., Outcomes], seeds: Sequence[int], warm: Tensor | None
+) -> Outcomes:
+    """The worst over the seeds, examined; an alarm that stands is a problem."""
+    no = torch.zeros(len(x), dtype=torch.long)
+    worst = merged([run(asked, x, no, seed=seed, warm=warm) for seed in seeds])
+    found, _, soundness = examine(asked, x, no, outcomes=worst)
+    stand = [f"{sign.name}: {sign.says}" for sign in soundness.alarms]
+    if worst.clean_correct.any() and not any(bool(attack.tried.any()) for attack in worst.attacks):
+        stand.append(f"no attack tried a sample under {worst.threat}")
+    forward = found.forward_samples + soundness.passes  # the signs' passes are not told apart here
+    return replace(found, problems=(*found.problems, *stand), forward_samples=forward)
 
 
 def check_pairs(model: nn.Module, x: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
     """Raise WrongInput for a class that the model has no logit for."""
     if not pairs:
         return
-    logits, _ = _judged(model, x[:2], 0)
+    logits, _ = answers(model, x[:2], 0)
     if logits.ndim != 2:
         return  # measure() says what is wrong with it
     classes = logits.shape[1]
@@ -129,11 +155,11 @@ def _report(source: int, target: int, rows: Tensor, found: Outcomes | None, conf
     )
 
 
-def _judged(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """The model's logits [N, C] and answers [N], on the CPU; the model is left as it was."""
+def answers(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Logits [N, C] and classes [N], by majority of a model that answers at random; the model is left as it was."""
     x = x.detach().to(*home(model, x))
     with untouched(model) as meter:
         torch.manual_seed(seed)
         meter.draws = DRAWS if answers_at_random(meter, x) else 1
-        logits, answers = judged(meter, x)
-    return logits.cpu(), answers.cpu()
+        logits, answer = judged(meter, x)
+    return logits.cpu(), answer.cpu()

@@ -4,59 +4,30 @@ import base64
 import platform
 import re
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
+from tasks.attacks import Suite, ThreatModel
+from tasks.metrics.code import grounds
+from tasks.metrics.config import EvaluationConfig
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.escalation import examine
 from tasks.metrics.groups import ClassRow, PairRow, by_class, by_pair
-from tasks.metrics.outcomes import Outcomes, Precision, measure
-from tasks.metrics.pairs import PairReport, check_pairs, measure_pairs
+from tasks.metrics.outcomes import Outcomes, measure
+from tasks.metrics.pairs import PairReport, attack_pairs, check_pairs
 from tasks.metrics.seeds import merged
 from tasks.metrics.soundness import Soundness
+from tasks.metrics.store import CellStore, Entry, tensor_digest
 from tasks.statistics import Share, Spread
 
 CONFUSIONS = 20  # pairs of classes that a report keeps, the most frequent ones
-ClassNumber = Annotated[int, Field(ge=0)]
-
-
-class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
-    """Which attacks run, under which threat models, on how many samples."""
-
-    threats: tuple[ThreatModel, ...] = Field(min_length=1, description="each is measured and judged by itself")
-    suite: str = Field("standard", description="a named list of attacks: quick, standard or deep")
-    attacks: tuple[AttackConfig, ...] = Field((), description="attacks of your own, run after the suite's")
-    samples: int | None = Field(None, ge=1, description="how many samples of the split; all if empty")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
-    seed: int = Field(0, ge=0)
-    seeds: int = Field(1, ge=1, le=20, description="attack seeds; the headline is the worst case over all of them")
-    critical_pairs: tuple[tuple[ClassNumber, ClassNumber], ...] = Field(
-        (), description="[source class, target class], e.g. [[3, 8]]: no sample may be made to look like the target"
-    )
-    precision: Precision = Field("auto", description="of the search; auto: bf16 where that is faster")
-
-    @field_validator("critical_pairs")
-    @classmethod
-    def _of_two_classes(cls, pairs: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-        same = next((pair for pair in pairs if pair[0] == pair[1]), None)
-        if same:
-            raise ValueError(f"the critical pair {list(same)} is one class. Write [source, target], e.g. [3, 8].")
-        return tuple(dict.fromkeys(pairs))
-
-    def resolved_suite(self) -> Suite:
-        """The suite with the user's own attacks behind it. Raises UnknownPart."""
-        suite = as_suite(self.suite)
-        if not self.attacks:
-            return suite
-        name = "+".join([suite.name, *(attack.name for attack in self.attacks)])
-        return as_suite(Suite(name=name, attacks=(*suite.attacks, *self.attacks)))
 
 
 class AttackRow(BaseModel, frozen=True, extra="forbid"):
@@ -94,11 +65,12 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
     pairs: tuple[PairReport, ...] = Field((), description="the critical pairs, in the config's order")
     classes: tuple[ClassRow, ...] = Field((), description="each class against the others, corrected for their number")
     confusions: tuple[PairRow, ...] = Field((), description="what fooled samples were taken for, most frequent first")
+    measured_at: str = Field("", description="ISO 8601, UTC; what comes from the store keeps the time of its measuring")
     spread: Spread | None = Field(None, description="the suite's robust accuracy with each seed, if there are several")
 
     def held(self) -> np.ndarray:
         """Bool [N]: which samples withstood every attack. Raises ValueError if `standing` is not of N samples."""
-        return _unpacked(self.standing, self.robust.n)
+        return unpacked(self.standing, self.robust.n)
 
     @classmethod
     def of(cls, outcomes: Outcomes, *, curve: tuple[CurvePoint, ...] = (), confidence: float = 0.95) -> "ThreatReport":
@@ -130,7 +102,7 @@ class ThreatReport(BaseModel, frozen=True, extra="forbid"):
             robust=Share.of(int((~outcomes.fooled).sum()), n, confidence=confidence),
             attacks=tuple(rows),
             curve=curve,
-            standing=_packed(~outcomes.fooled),
+            standing=packed(~outcomes.fooled),
             forward_samples=outcomes.forward_samples,
             backward_samples=outcomes.backward_samples,
             seconds=outcomes.seconds,
@@ -157,14 +129,15 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
     seed: int
     seeds: int = 1
     correct: str = ""
-    measured_at: str = Field("", description="when the evaluation ended: ISO 8601, UTC")
+    measured_at: str = Field("", description="when the oldest of its numbers was measured: ISO 8601, UTC")
+    warm: str = Field("", description="digest of the examples that the attacks began at; empty for a cold start")
     device: str
     versions: dict[str, str]
     seconds: float
 
     def correct_samples(self) -> np.ndarray:
         """Bool [N]: which samples were right as they are. Raises ValueError if `correct` is not of N samples."""
-        return _unpacked(self.correct, self.clean.n)
+        return unpacked(self.correct, self.clean.n)
 
     @property
     def sound(self) -> bool:
@@ -212,6 +185,7 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
                 "number of seeds": report.seeds,
                 "list of threat models": [t.threat for t in report.threats],
                 "suite": [t.suite_digest for t in report.threats],
+                "start": report.warm,
             }
 
         mine, theirs = facts(self), facts(other)
@@ -229,17 +203,35 @@ def evaluate(
     data: str = "data",
     data_digest: str = "",
     weights_digest: str = "",
+    model_code: str = "",
+    store: CellStore | None = None,
+    warm: Mapping[str, Tensor] | None = None,
     progress: bool = False,
 ) -> tuple[RobustnessReport, list[Outcomes]]:
     """Measure the model under every threat model; the report, and behind it each sample's outcome.
+
+    warm: inputs [N, ...] to begin at, under the names of some threat models, as measure() takes them.
+
+    store: where results are looked up before they are computed: the whole of a threat model, else its cells. It needs
+    weights_digest. model_code is a digest of the code that the model is built by, which with the same weights may
+    compute something else. What comes from the store says what it cost at first. Nothing is stored where an attack or
+    the model raised.
 
     Raises what measure() raises, and WrongInput for a critical pair of a class that the model does not know.
     """
     check_pairs(model, x, config.critical_pairs)
     started, suite = time.perf_counter(), config.resolved_suite()
     results, reports = [], []
+    weights, facts = f"{weights_digest}-{model_code}" if weights_digest else "", {}
+    store = store if weights else None
+    if store is not None:
+        facts = {"stage": "threat", "weights": weights, "samples": tensor_digest(x, y), **grounds(model, x)}
+        facts |= config.facts()
+    run = partial(_under, model=model, x=x, y=y, config=config, suite=suite, store=store, weights=weights)
     for threat in config.threats:
-        outcomes, report = _under(threat, model, x, y, config, suite, progress=progress)
+        begin = warm.get(threat.name) if warm else None
+        facts["warm"] = "" if begin is None else tensor_digest(begin)
+        outcomes, report = _once(store, facts, threat, suite, partial(run, threat, warm=begin, progress=progress))
         results.append(outcomes)
         reports.append(report)
     device = next((p.device.type for p in model.parameters()), "cpu")
@@ -254,12 +246,43 @@ def evaluate(
         confidence=config.confidence,
         seed=config.seed,
         seeds=config.seeds,
-        correct=_packed(results[0].clean_correct),
-        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        correct=packed(results[0].clean_correct),
+        measured_at=min(report.measured_at for report in reports),
+        warm=tensor_digest(*warm.values()) if warm else "",
         device=device,
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         seconds=time.perf_counter() - started,
     ), results
+
+
+def _once(
+    store: CellStore | None,
+    facts: Mapping[str, object],
+    threat: ThreatModel,
+    suite: Suite,
+    run: Callable[[], tuple[Outcomes, ThreatReport]],
+) -> tuple[Outcomes, ThreatReport]:
+    """What run() returns, from the store where it is there."""
+    if store is None:
+        return run()
+    return store.once({**facts, "threat": threat.digest}, run, save=_entry, load=partial(_loaded, threat, suite))
+
+
+def _entry(result: tuple[Outcomes, ThreatReport]) -> Entry | None:
+    """The result as it is stored; None where something was raised, since another try may go better."""
+    outcomes, report = result
+    told = [sign.says for sign in report.soundness.alarms] if report.soundness else []
+    told += [problem for pair in report.pairs for problem in pair.problems]
+    if report.problems or any("raised" in words for words in told):
+        return None
+    entry = outcomes.entry()
+    return Entry(entry.tensors, {**entry.values, "report": report.model_dump(mode="json")})
+
+
+def _loaded(threat: ThreatModel, suite: Suite, entry: Entry) -> tuple[Outcomes, ThreatReport]:
+    values = dict(entry.values)
+    report = ThreatReport.model_validate(values.pop("report"))
+    return Outcomes.of(Entry(entry.tensors, values), threat=threat, suite=suite), report
 
 
 def _under(
@@ -270,40 +293,35 @@ def _under(
     config: EvaluationConfig,
     suite: Suite,
     *,
+    store: CellStore | None,
+    weights: str,
+    warm: Tensor | None,
     progress: bool,
 ) -> tuple[Outcomes, ThreatReport]:
     """Each sample's outcome under one threat model, the worst over the seeds, and the report of it."""
-    attack = partial(measure, model, x, y, threat=threat, suite=suite, precision=config.precision, progress=progress)
-    of_seed = [attack(seed=seed) for seed in range(config.seed, config.seed + config.seeds)]
-    outcomes, curve = security_curve(model, x, y, outcomes=merged(of_seed), confidence=config.confidence)
-    outcomes, curve, soundness = examine(model, x, y, outcomes=outcomes, curve=curve, confidence=config.confidence)
-    pairs = measure_pairs(
-        model,
-        x,
-        y,
-        config.critical_pairs,
-        threat=threat,
-        suite=suite,
-        seed=config.seed,
-        seeds=config.seeds,
-        warm=outcomes.nearest,
-        precision=config.precision,
-        confidence=config.confidence,
+    attack = partial(measure, threat=threat, suite=suite, precision=config.precision)
+    seeds = range(config.seed, config.seed + config.seeds)
+    whole = partial(attack, model, x, y, warm=warm, progress=progress, store=store, weights=weights)
+    of_seed = [whole(seed=seed) for seed in seeds]
+    outcomes, curve = security_curve(
+        model, x, y, outcomes=merged(of_seed), confidence=config.confidence, store=store, weights=weights
     )
+    outcomes, curve, soundness = examine(model, x, y, outcomes=outcomes, curve=curve, confidence=config.confidence)
+    found = attack_pairs(
+        model, x, y, config.critical_pairs, attack, seeds=seeds, warm=outcomes.nearest, confidence=config.confidence
+    )
+    outcomes = replace(outcomes, flips=torch.cat([flips for _, flips in found]) if found else None)
     report = ThreatReport.of(outcomes, curve=curve, confidence=config.confidence)
     spread = Spread.of([found.robust_accuracy for found in of_seed]) if config.seeds > 1 else None
-    groups = {
+    groups: dict[str, object] = {
         "classes": by_class(outcomes, y, confidence=config.confidence),
         "confusions": by_pair(outcomes, y, max(2, _classes(outcomes, y)), confidence=config.confidence)[:CONFUSIONS],
     }
-    return outcomes, report.model_copy(update={"pairs": pairs, "spread": spread, "soundness": soundness} | groups)
-
-
-def choose_rows(n: int, samples: int | None, seed: int) -> Tensor:
-    """Which rows of a split of n are measured: all, or a fixed random choice, in ascending order: [samples]."""
-    if samples is None or samples >= n:
-        return torch.arange(n)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
+    groups |= {
+        "pairs": tuple(pair for pair, _ in found),
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return outcomes, report.model_copy(update={"spread": spread, "soundness": soundness} | groups)
 
 
 def _classes(outcomes: Outcomes, y: Tensor) -> int:
@@ -311,13 +329,14 @@ def _classes(outcomes: Outcomes, y: Tensor) -> int:
     return 1 + max(int(y.max()), int(outcomes.prediction.max()))
 
 
-def _packed(flags: Tensor) -> str:
+def packed(flags: Tensor) -> str:
+    """Flags [N], one bit each, as text."""
     return base64.b64encode(np.packbits(flags.numpy()).tobytes()).decode()
 
 
-def _unpacked(packed: str, n: int) -> np.ndarray:
+def unpacked(text: str, n: int) -> np.ndarray:
     """Bool [n]. Raises ValueError unless the text holds exactly the bytes of n bits."""
-    bits = np.frombuffer(base64.b64decode(packed, validate=True), dtype=np.uint8)
+    bits = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     if len(bits) != (n + 7) // 8:
         raise ValueError(f"{len(bits)} bytes do not hold one bit for each of {n} samples")
     return np.unpackbits(bits, count=n).astype(bool)

@@ -33,8 +33,11 @@ class StoredModel(BaseModel, frozen=True, extra="forbid"):
     """A trained model as it travels between steps: where its weights are, and what they must hash to."""
 
     stage: str
+    kind: Literal["weights", "graph", "onnx"] = Field(
+        "weights", description="what the file holds: weights alone, a graph of torch.export with them, or ONNX"
+    )
     model: str = Field(description="the network that the weights fit, as the config names it")
-    weights: str = Field(description="URI of a safetensors file")
+    weights: str = Field(description="URI of the file: safetensors, .pt2 or .onnx")
     digest: str = Field(description="SHA-256 of that file, first 16 hex digits")
     run_id: str = Field(description="the stage's run")
     model_uri: str = Field(description="the logged model that can be registered")

@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from tasks.errors import EvidenceBroken, ModelRejected
 from tasks.lookup import lookup
+from tasks.models.graph import EXPORTING, from_exported
 from tasks.models.networks import MODELS
+from tasks.models.onnx import from_onnx
 
 
 def build(name: str, *, seed: int = 0) -> nn.Module:
@@ -47,7 +50,7 @@ def check_model(model: nn.Module, name: str, x: Tensor, classes: int) -> None:
     if not logits.isfinite().all():
         raise ModelRejected(f"model {name!r} returns logits that are not finite before any training.")
     try:
-        with warnings.catch_warnings():
+        with EXPORTING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     except Exception as error:  # torch.export raises many kinds
@@ -63,10 +66,18 @@ def to_bytes(model: nn.Module) -> bytes:
     return safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()})
 
 
-def from_bytes(name: str, raw: bytes, digest: str) -> nn.Module:
-    """The network with these weights, in evaluation mode. Raises EvidenceBroken if they hash to something else."""
+def from_bytes(name: str, raw: bytes, digest: str, kind: Literal["weights", "graph", "onnx"] = "weights") -> nn.Module:
+    """The network in these bytes, in evaluation mode; weights alone are put into the network that `name` names.
+
+    Raises EvidenceBroken if they hash to something else, before anything in them is looked at, and ModelRejected if a
+    graph or an ONNX file is not one that can be loaded safely and whole.
+    """
     if digest_of(raw) != digest:
         raise EvidenceBroken(f"weights of {name!r} hash to {digest_of(raw)}, not {digest}: the file was changed.")
+    if kind == "graph":
+        return from_exported(raw)
+    if kind == "onnx":
+        return from_onnx(raw)
     model = build(name)
     model.load_state_dict(safetensors.torch.load(raw))
     return model.eval()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from pydantic import BaseModel, Field
 
@@ -17,6 +18,11 @@ FACTS = {  # what must be equal before two measurements are compared, and how it
     "suite_digest": "suite",
     "warm": "start (adversarial examples that the attacks began at)",
 }
+
+
+def key_of(facts: Mapping[str, object]) -> str:
+    """Twelve hex digits of the facts that FACTS names."""
+    return hashlib.sha256(json.dumps([facts[fact] for fact in FACTS]).encode()).hexdigest()[:12]
 
 
 class ThreatRecord(BaseModel, frozen=True, extra="forbid"):
@@ -60,6 +66,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     confidence: float
     clean: Share
     threats: tuple[ThreatRecord, ...] = Field(min_length=1)
+    policy: str = Field("", description="digest of the policy that the verdict was taken under")
     evidence: str = Field("", description="SHA-256 of the evidence file")
 
     @property
@@ -70,8 +77,7 @@ class Record(BaseModel, frozen=True, extra="forbid"):
     @property
     def key(self) -> str:
         """Twelve hex digits that two measurements share if and only if they may be compared."""
-        facts = [getattr(self, fact) for fact in FACTS]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+        return key_of({fact: getattr(self, fact) for fact in FACTS})
 
     @property
     def sound(self) -> bool:

@@ -1,6 +1,7 @@
 """Check and Verdict: questions with their answers, and what they come to together."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -20,6 +21,13 @@ class Verdict(BaseModel, frozen=True, extra="forbid"):
 
     outcome: Outcome
     checks: tuple[Check, ...] = Field(min_length=1)
+
+    @classmethod
+    def of(cls, checks: Sequence[Check]) -> Self:
+        """What the checks come to together."""
+        outcomes = [check.outcome for check in checks]
+        worst: Outcome = next((o for o in ("fail", "cannot tell") if o in outcomes), "pass")
+        return cls(outcome=worst, checks=tuple(checks))
 
     @property
     def reasons(self) -> tuple[str, ...]:

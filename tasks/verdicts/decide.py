@@ -1,11 +1,13 @@
 """judge(): pass, fail or cannot tell, with the reasons. Fails closed: no verdict is better than a kind one."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from tasks.errors import WrongInput
 from tasks.metrics import PairReport, RobustnessReport, Share, Sign, ThreatReport
+from tasks.metrics.replayed import ReplayReport
 from tasks.verdicts.champion import against
-from tasks.verdicts.checks import Check, Outcome, Verdict
+from tasks.verdicts.checks import Check, Verdict
 from tasks.verdicts.policy import Policy
 from tasks.verdicts.trust import (
     believed,
@@ -26,11 +28,13 @@ def judge(
     policy: Policy,
     champion: RobustnessReport | None = None,
     now: datetime | None = None,
+    *,
+    replays: Sequence[ReplayReport] = (),
 ) -> Verdict:
     """The verdict on a report, and on what it lost against the champion if there is one.
 
     A check on a number that is void says neither pass nor fail. now: by default the clock's; the champion's report
-    must not be older than the policy allows.
+    must not be older than the policy allows. replays: what the stored examples of earlier versions did.
     """
     clean = _floor("clean accuracy", report.clean, policy.clean_floor)
     checks = [_enough(report, policy), _numbers(report), believed(clean, trust_in_clean(report))]
@@ -40,12 +44,32 @@ def judge(
         checks += [_attacked(threat), _sound(threat)]
         checks.append(believed(_floor(f"robust accuracy under {threat.threat}", threat.robust, floor), trust))
         checks += [believed(_pair(pair, threat, policy), trust) for pair in threat.pairs]
+        checks += [believed(_replayed(r, threat, floor, report.confidence), trust) for r in _of(replays, threat)]
     checks += _covered(report, policy)
     if champion is not None:
         checks += against(champion, report, policy, now)
-    outcomes = [check.outcome for check in checks]
-    worst: Outcome = next((o for o in ("fail", "cannot tell") if o in outcomes), "pass")
-    return Verdict(outcome=worst, checks=tuple(checks))
+    return Verdict.of(checks)
+
+
+def _of(replays: Sequence[ReplayReport], threat: ThreatReport) -> list[ReplayReport]:
+    """Those of the threat model that had anything to show."""
+    return [replay for replay in replays if replay.threat == threat.threat and replay.standing is not None]
+
+
+def _replayed(replay: ReplayReport, threat: ThreatReport, floor: float, confidence: float) -> Check:
+    """Whether the floor still holds when the stored examples count as one more attack: necessary, never enough."""
+    what = f"stored examples under {threat.threat}"
+    try:
+        both = threat.held() & ~replay.fell()
+    except ValueError as error:
+        return Check(name=what, outcome="cannot tell", reason=f"{what} were replayed on other samples: {error}")
+    taken, joint = int(threat.held().sum() - both.sum()), Share.of(int(both.sum()), len(both), confidence=confidence)
+    shown = "none falls that the fresh attacks had left standing" if not taken else f"{taken} fall that had stood"
+    check = _floor(f"with them robust accuracy under {threat.threat}", joint, floor)
+    if replay.standing is None:
+        return check
+    withstood = f"{replay.standing.value:.1%} of {replay.standing.n} samples withstand their stored examples"
+    return Check(name=what, outcome=check.outcome, reason=f"{withstood}; {shown}; {check.reason}")
 
 
 def _floor(what: str, share: Share, floor: float) -> Check:

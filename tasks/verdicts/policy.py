@@ -1,5 +1,7 @@
 """Policy: the numbers that a verdict needs."""
 
+import hashlib
+
 from pydantic import BaseModel, Field
 
 from tasks.metrics import smallest_paired, smallest_sample
@@ -19,8 +21,16 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
     max_age_days: float = Field(
         30, gt=0, allow_inf_nan=False, description="days after which the champion's report decides nothing"
     )
+    max_finding_days: float = Field(
+        90, gt=0, allow_inf_nan=False, description="days after which a finding that is still open fails every version"
+    )
     min_samples: int = Field(100, ge=1, description="fewer samples than this decide nothing")
     max_rounds: int = Field(2, ge=0, description="how often hardening is tried")
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that change with any number of it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
     def smallest_sample(self, confidence: float = 0.95, *, champion: bool = True) -> int:
         """How many samples it takes at least to pass; champion: whether there is one that must be compared.

@@ -11,10 +11,12 @@ from tasks.data import Data, describe, load
 from tasks.decide import decide, warn_of_few_samples
 from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
 from tasks.evaluate import champion_report, evaluate_robustness
+from tasks.fetch import fetch_version
 from tasks.models import StoredModel, fit
 from tasks.promote import promote, roll_back
+from tasks.record import record
 from tasks.results import load_adversarial
-from tasks.track import aliases, client, load_bytes, load_version, open_run, open_stage
+from tasks.track import aliases, client, load_bytes, open_run, open_stage, registered
 from tasks.train import train_model
 from tasks.verdicts import Policy
 
@@ -112,7 +114,10 @@ def test_rolling_back_without_a_previous_champion_is_refused(home):
 def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model, data, run_id):
     assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id) is None
     report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
-    promote.fn("m", model, report, decide.fn(model, report, LENIENT))
+    verdict = decide.fn(model, report, LENIENT)
+    promote.fn("m", model, report, verdict)
+    asked = {"evaluation": EVALUATION.model_dump(mode="json"), "policy": LENIENT.model_dump(mode="json")}
+    record.fn("m", 1, model, data, report, verdict, asked, run_id=run_id)
     assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id) == report
     stronger = EVALUATION.model_copy(update={"suite": "standard"})
     fresh = champion_report.fn("m", data, stronger, max_age_days=30, run_id=run_id)
@@ -122,7 +127,7 @@ def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model
     assert old.measured_at >= report.measured_at
     assert old.stage == "champion-1"  # and not the report that was kept
     assert old.threats[0].standing == report.threats[0].standing
-    assert load_version("m", 1) == (model, report)
+    assert fetch_version(registered("m")[0]).digest == model.digest
 
 
 @pytest.mark.parametrize(

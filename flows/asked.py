@@ -1,0 +1,126 @@
+"""What is to be evaluated, as a config: from words, from a recipe, or like the last time."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from flows.config import EvaluateConfig, parse_evaluation, threat_of
+from flows.recipes import change, configured
+from tasks.data import describe, load
+from tasks.errors import WrongInput
+from tasks.fetch import REGISTERED, version_named
+from tasks.posture import Record
+from tasks.recall import asked_of, expected_key
+from tasks.track import Version, aliases, registered
+
+
+def asked(
+    model: str,
+    *,
+    dataset: str | None,
+    like: str | None,
+    name: str | None,
+    norm: str,
+    eps: str | None,
+    suite: str | None,
+    samples: int | None,
+    seed: int | None,
+    floor: float | None,
+    changes: tuple[str, ...],
+) -> EvaluateConfig:
+    """The config of an evaluation of the model. Raises WrongInput that says what is missing."""
+    values = _begin(model, like, dataset=dataset, eps=eps)
+    values |= {"model": model, "name": name or _name_of(model)}
+    if dataset:
+        values["dataset"] = dataset
+    evaluation: dict[str, Any] = values["evaluation"]
+    if eps is not None or norm == "unbounded":
+        evaluation["threats"] = [threat_of(norm, eps).model_dump(mode="json")]
+    evaluation |= {k: v for k, v in {"suite": suite, "samples": samples, "seed": seed}.items() if v is not None}
+    if floor is not None:
+        values["policy"] = values.get("policy", {}) | {"floor": floor, "floors": {}}
+    for text in changes:
+        change(values, text)
+    return parse_evaluation(values)
+
+
+def _begin(model: str, like: str | None, *, dataset: str | None, eps: str | None) -> dict[str, Any]:
+    """What the words of the command are laid over."""
+    if like:
+        whole = configured(like, ()).model_dump(mode="json")
+        return {key: whole[key] for key in ("dataset", "contract", "evaluation", "policy")}
+    last = _last_time(model)
+    if last is not None and (dataset is None or dataset == last["dataset"]):
+        return last
+    if dataset is None or eps is None:
+        raise WrongInput(
+            f"{model} was not evaluated before, so nobody knows on what data and against what. Write --dataset D "
+            "--eps 0.03, or --like RECIPE to take both from a recipe or a YAML file."
+        )
+    return {"dataset": dataset, "evaluation": {"threats": []}, "policy": {}}
+
+
+def _last_time(model: str) -> dict[str, Any] | None:
+    """How this version was last evaluated, or else the newest measured version of the same name; None if never."""
+    if not REGISTERED.fullmatch(model):
+        return None
+    version = version_named(model)
+    records = version.records() or [record for other in registered(version.name) for record in other.records()]
+    return asked_of(max(records, key=lambda record: record.measured_at).run_id) if records else None
+
+
+def _name_of(model: str) -> str:
+    """What the experiment of a model is called: its registered name, or the file's or the function's."""
+    found = REGISTERED.fullmatch(model)
+    bare = found["name"] if found else Path(model).stem if model.lower().endswith(".onnx") else model.rpartition(":")[2]
+    return bare if found else re.sub(r"[^A-Za-z0-9._-]+", "-", bare).strip("-.") or "model"
+
+
+def which_versions(words: str) -> str | list[int]:
+    """What --versions means: live, all, or numbers with commas. Raises WrongInput."""
+    if words in ("live", "all"):
+        return words
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise WrongInput(f"--versions {words}: write live, all, or numbers with commas, e.g. 1,2.") from None
+
+
+def chosen(name: str, versions: str | list[int]) -> tuple[Version, ...]:
+    """The versions that are meant, oldest first. Raises WrongInput where there are none."""
+    known = registered(name)
+    if not known:
+        raise WrongInput(f"no model is registered as {name!r}. `redoubt run` registers one, so does MLflow.")
+    if versions == "all":
+        return known
+    if isinstance(versions, str) and versions != "live":
+        raise WrongInput(f"versions={versions!r}: write live, all, or numbers.")
+    wanted = set(aliases(name).values()) if isinstance(versions, str) else set(versions)
+    if not wanted:
+        raise WrongInput(f"no version of {name!r} bears an alias. Write --versions all, or name some: --versions 1,2.")
+    missing = wanted - {version.number for version in known}
+    if missing:
+        raise WrongInput(f"{name!r} has no version {', '.join(map(str, sorted(missing)))}.")
+    return tuple(version for version in known if version.number in wanted)
+
+
+def like_before(name: str, version: Version, *, suite: str | None = None) -> EvaluateConfig:
+    """How the version was last evaluated, or else its model's newest measured version. Raises WrongInput."""
+    records = version.records() or [record for other in registered(name) for record in other.records()]
+    if not records:
+        raise WrongInput(
+            f"no version of {name!r} was evaluated, so nobody knows on what data and against what. Once, write: "
+            f"redoubt evaluate models:/{name}/{version.number} --dataset D --eps 0.03"
+        )
+    newest = max(records, key=lambda record: record.measured_at)
+    values = asked_of(newest.run_id) | {"model": f"models:/{name}/{version.number}"}
+    if suite:
+        values["evaluation"] = values["evaluation"] | {"suite": suite}
+    return parse_evaluation(values)
+
+
+def already(version: Version, config: EvaluateConfig) -> Record | None:
+    """The version's record where it was measured on this data, under this suite and policy; None if not."""
+    wanted = expected_key(describe(config.dataset, load(config.dataset)), config.evaluation)
+    found = (record for record in version.records() if record.key == wanted)
+    return next((record for record in found if record.policy == config.policy.digest), None)

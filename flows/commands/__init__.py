@@ -1,0 +1,15 @@
+"""The commands of `redoubt`. Each loads what it needs when it is called, so that help is there at once."""
+
+import click
+
+from flows.commands.checking import check, evaluate, reattack, selftest
+from flows.commands.evidence import reproduce, transfer, verify
+from flows.commands.posture import compare, explain, findings, history, report
+from flows.commands.running import config, recipes, run, suites, ui
+
+COMMANDS: tuple[click.Command, ...] = (
+    *(run, evaluate, reattack, check),
+    *(history, compare, report, findings, explain, transfer),
+    *(verify, reproduce),
+    *(recipes, suites, config, selftest, ui),
+)

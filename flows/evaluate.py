@@ -1,0 +1,73 @@
+"""One model that exists, attacked and judged: a registered version, an ONNX file, or what a function returns."""
+
+from prefect import flow
+
+from flows.config import EvaluateConfig
+from tasks.data import Data
+from tasks.decide import decide
+from tasks.evaluate import champion_report, evaluate_robustness
+from tasks.evidence import Chapter, Story
+from tasks.fetch import fetch_model
+from tasks.models import StoredModel
+from tasks.publish import publish
+from tasks.record import record
+from tasks.replay import replay_examples
+from tasks.track import aliases, open_run, seconds
+from tasks.validate import validate_data
+
+
+@flow(name="redoubt-evaluate", description="One model that exists: attack it, decide, keep what was found.")
+def evaluate_model(config: EvaluateConfig, again: bool = False) -> Story:
+    """Validate the data, attack the model, decide, and record it on its registered version, if it has one.
+
+    again: measure everything anew, whatever is in the store of cells.
+    """
+    with open_run(config.name, config.model_dump(mode="json")) as run_id:
+        data = validate_data(config.dataset, config.contract, run_id=run_id)
+        model, version = fetch_model(config.model, run_id=run_id)
+        chapter = doubt(model, version, data, config, run_id=run_id, again=again)
+        held = aliases(config.name)
+        story = Story(
+            name=config.name,
+            run_id=run_id,
+            data=data,
+            policy=config.policy,
+            chapters=(chapter,),
+            version=version,
+            champion=held.get("champion"),
+            previous=held.get("previous"),
+            seconds=seconds(run_id),
+        )
+        publish(story)
+    return story
+
+
+def doubt(
+    model: StoredModel, version: int | None, data: Data, config: EvaluateConfig, *, run_id: str, again: bool = False
+) -> Chapter:
+    """Attack a stored model on test, replay what fooled earlier versions, decide, and record what was found.
+
+    A version is compared with the champion only if it is newer.
+    """
+    report = evaluate_robustness(
+        model, data, config.evaluation, split="test", run_id=run_id, name=config.name, again=again
+    )
+    replays = replay_examples(config.name, model, data, report, run_id=run_id)
+    champion = None
+    if version is not None and version > aliases(config.name).get("champion", version):
+        champion = champion_report(
+            config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
+        )
+    verdict = decide(
+        model,
+        report,
+        config.policy,
+        champion=champion,
+        replays=replays,
+        name=config.name,
+        version=version,
+        data=data,
+    )
+    asked = config.model_dump(mode="json")
+    record(config.name, version, model, data, report, verdict, asked, replays=replays, run_id=run_id)
+    return Chapter(stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict)

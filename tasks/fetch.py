@@ -1,0 +1,163 @@
+"""Find the model that a name means, wherever it comes from, and load it without running what came with it."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.track import (
+    STORED,
+    WEIGHTS,
+    Version,
+    artifacts,
+    download,
+    keep_stored,
+    load_bytes,
+    load_stored,
+    log_bytes,
+    model_facts,
+    open_stage,
+    registered,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tasks.models import StoredModel
+
+REGISTERED = re.compile(r"models:/(?P<name>[^/@']+)(?:/(?P<number>\d+)|@(?P<alias>[^/@]+))")
+
+
+@task(name="fetch", cache_policy=NO_CACHE)
+def fetch_model(name: str, *, run_id: str) -> "tuple[StoredModel, int | None]":
+    """The model that the name means, kept in a stage of the run, and its number where it is a registered version."""
+    found = REGISTERED.fullmatch(name)
+    if name.startswith("models:") or found:
+        version = version_named(name)
+        stage = open_stage(run_id, f"version-{version.number}")
+        return fetch_version(version, run_id=stage), version.number
+    stage = open_stage(run_id, "model")
+    if ":" in name:
+        return fetch_function(name, run_id=stage), None
+    return fetch_file(Path(name), run_id=stage), None
+
+
+def network_of(stored: "StoredModel") -> "nn.Module":
+    """The model behind a StoredModel, in evaluation mode. Raises EvidenceBroken where its file was changed."""
+    from tasks.models import device_of, from_bytes
+
+    network = from_bytes(stored.model, load_bytes(stored.weights), stored.digest, stored.kind)
+    return network.to(device_of("auto"))
+
+
+def version_named(name: str) -> Version:
+    """The registered version that models:/NAME/3 or models:/NAME@champion means. Raises WrongInput."""
+    found = REGISTERED.fullmatch(name)
+    if found is None:
+        raise WrongInput(f"{name!r} names no registered model. Write models:/NAME/3 or models:/NAME@champion.")
+    held, _ = model_facts(found["name"])
+    known = {version.number: version for version in registered(found["name"])}
+    number = int(found["number"]) if found["number"] else held.get(found["alias"])
+    if number not in known:
+        names = [*map(str, known), *(f"@{alias}" for alias in held)]
+        raise WrongInput(f"{name!r} is not registered. Known of {found['name']!r}: {', '.join(names) or 'none'}.")
+    return known[number]
+
+
+def fetch_version(version: Version, *, run_id: str = "") -> "StoredModel":
+    """A registered version as a stored model, whoever has trained it.
+
+    With run_id it is kept in that run as what the run is about. Raises ModelRejected where loading would run
+    code, and EvidenceBroken where the weights are not those that were evaluated.
+    """
+    stored = _ours(version) or _foreign(version)
+    recorded = version.tags.get("redoubt.weights_digest", stored.digest)
+    if recorded != stored.digest:
+        raise EvidenceBroken(
+            f"the weights of models:/{version.name}/{version.number} hash to {stored.digest}, but {recorded} was "
+            "evaluated: the file or the registry was changed. Register what you trust as a new version."
+        )
+    stored = stored.model_copy(update={"stage": f"version-{version.number}", "run_id": run_id or stored.run_id})
+    if run_id:
+        keep_stored(run_id, stored)
+    return stored
+
+
+def fetch_file(path: Path, *, run_id: str) -> "StoredModel":
+    """An ONNX file as a stored model, kept in the run. Raises WrongInput where there is none."""
+    from tasks.models import StoredModel, digest_of
+
+    if path.suffix.lower() != ".onnx" or not path.is_file():
+        raise WrongInput(
+            f"{str(path)!r} is no ONNX file. Name one, or models:/NAME/3, or 'package.module:function' for a function "
+            "that returns the model with its weights."
+        )
+    raw = path.read_bytes()
+    log_bytes(run_id, raw, "weights/model.onnx")
+    uri = f"runs:/{run_id}/weights/model.onnx"
+    stored = StoredModel(
+        stage=path.stem, model=path.name, weights=uri, digest=digest_of(raw), run_id=run_id, model_uri="", kind="onnx"
+    )
+    keep_stored(run_id, stored)
+    return stored
+
+
+def fetch_function(name: str, *, run_id: str) -> "StoredModel":
+    """What 'package.module:function' returns, its weights kept in the run. Raises UnknownPart or ModelRejected."""
+    from tasks.models import StoredModel, build, digest_of, to_bytes
+
+    raw = to_bytes(build(name))
+    log_bytes(run_id, raw, WEIGHTS)
+    uri, stage = f"runs:/{run_id}/{WEIGHTS}", name.rpartition(":")[2]
+    stored = StoredModel(stage=stage, model=name, weights=uri, digest=digest_of(raw), run_id=run_id, model_uri="")
+    keep_stored(run_id, stored)
+    return stored
+
+
+def load_model(name: str) -> "nn.Module":
+    """A model by 'package.module:function', models:/NAME/3, models:/NAME@champion, or the path of an ONNX file."""
+    from tasks.models import build, from_onnx
+
+    if name.startswith("models:"):
+        return network_of(fetch_version(version_named(name))).cpu()
+    if name.lower().endswith(".onnx"):
+        if not Path(name).is_file():
+            raise WrongInput(f"{name!r} does not exist. Name an ONNX file.")
+        return from_onnx(Path(name).read_bytes())
+    return build(name)
+
+
+def _ours(version: Version) -> "StoredModel | None":
+    """The version as it was stored when Redoubt trained it; None for one from elsewhere."""
+    if not version.run_id or STORED not in artifacts(version.run_id):
+        return None
+    stored = load_stored(version.run_id)
+    return stored if stored.model_uri == version.source else None
+
+
+def _foreign(version: Version) -> "StoredModel":
+    """A version that others have logged: its exported graph or ONNX file, found without running anything."""
+    from tasks.models import StoredModel, digest_of, found_in
+
+    with tempfile.TemporaryDirectory() as scratch:
+        where = f"models:/{version.name}/{version.number}"
+        folder = download(where, scratch)
+        try:
+            kind, file = found_in(folder)
+        except ModelRejected as refused:
+            raise ModelRejected(f"{where} is not loaded: {refused}") from refused
+        inside = file.relative_to(folder).as_posix()
+        digest = digest_of(file.read_bytes())
+    return StoredModel(
+        stage=f"version-{version.number}",
+        model=where,
+        weights=f"{where}/{inside}",
+        digest=digest,
+        run_id=version.run_id,
+        model_uri=version.source if version.source.startswith("models:/m-") else "",
+        kind=kind,
+    )

@@ -1,0 +1,168 @@
+"""Look up what is known of a registered model. Loads neither torch nor Prefect: the answer is there in seconds."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import WrongInput
+from tasks.ledger import FINDING
+from tasks.lookup import did_you_mean
+from tasks.posture import Record, key_of
+from tasks.posture.compare import Measured
+from tasks.posture.findings import Finding
+from tasks.posture.history import History
+from tasks.results import ASKED, VERDICT, load_adversarial, load_json, load_outcomes
+from tasks.track import Version, artifacts, children, model_facts, names, parent_of, registered
+
+if TYPE_CHECKING:
+    from tasks.data import Data
+    from tasks.metrics import EvaluationConfig
+
+
+@dataclass(frozen=True)
+class Known:
+    """A registered model with everything that its tags say."""
+
+    name: str
+    aliases: Mapping[str, int]
+    tags: Mapping[str, str]
+    versions: tuple[Version, ...]
+
+    @property
+    def records(self) -> list[Record]:
+        """Every measurement that stands on a version."""
+        return [record for version in self.versions for record in version.records()]
+
+    @property
+    def history(self) -> History:
+        """What was measured, version by version."""
+        return History.of(self.name, self.records, self.aliases, [version.number for version in self.versions])
+
+    @property
+    def findings(self) -> list[Finding]:
+        """The ledger, as it was last written."""
+        kept = [value for key, value in self.tags.items() if key.startswith(FINDING)]
+        return sorted((Finding.model_validate_json(value) for value in kept), key=lambda f: (f.found_at, f.id))
+
+    def version(self, number: int) -> Version:
+        """One of its versions. Raises WrongInput."""
+        found = next((version for version in self.versions if version.number == number), None)
+        if found is None:
+            known = ", ".join(str(version.number) for version in self.versions)
+            raise WrongInput(f"{self.name!r} has no version {number}. Registered: {known}.")
+        return found
+
+    def numbered(self, word: str) -> int:
+        """The version that a word means: 3, v3, champion or @champion. Raises WrongInput."""
+        bare = word.removeprefix("@")
+        if bare in self.aliases:
+            return self.aliases[bare]
+        number = re.fullmatch(r"v?(\d+)", bare)
+        if number is None:
+            held = ", ".join(self.aliases) or "none"
+            raise WrongInput(
+                f"{word!r} is no version of {self.name!r}. Write a number, or an alias; borne are: {held}."
+            )
+        return self.version(int(number[1])).number
+
+
+def known_of(name: str) -> Known:
+    """What the registry knows of a model. Raises WrongInput, with the nearest name, for one that is not there."""
+    versions = registered(name)
+    if not versions:
+        there = names()
+        known = (
+            f"Registered: {', '.join(there)}." if there else "Nothing is registered here: `redoubt run digits` does."
+        )
+        raise WrongInput(f"no model is registered as {name!r}.{did_you_mean(name, there)} {known}")
+    aliases, tags = model_facts(name)
+    return Known(name, aliases, tags, versions)
+
+
+def newest_record(version: Version) -> Record:
+    """The newest measurement of a version. Raises WrongInput where there is none."""
+    record = max(version.records(), key=lambda record: record.measured_at, default=None)
+    if record is None:
+        where = f"models:/{version.name}/{version.number}"
+        raise WrongInput(f"{where} was never evaluated. Write: redoubt evaluate {where} --dataset D --eps 0.03")
+    return record
+
+
+def newest_measured(known: Known, number: int | None = None) -> Record:
+    """The newest measurement of a version, or of any where none is named. Raises WrongInput where there is none."""
+    if number is not None:
+        return newest_record(known.version(number))
+    if not known.records:
+        return newest_record(known.versions[-1])
+    return max(known.records, key=lambda record: record.measured_at)
+
+
+def expected_key(data: "Data", config: "EvaluationConfig") -> str:
+    """The key of the record that measuring a version by this config on the data's test split would make.
+
+    Empty for a warm start, whose examples grow with every evaluation.
+    """
+    from tasks.metrics import choose_rows
+
+    if config.warm:
+        return ""
+    return key_of(
+        {
+            "split": "test",
+            "data_digest": data.digest,
+            "samples": len(choose_rows(data.sizes["test"], config.samples, config.seed)),
+            "seed": config.seed,
+            "seeds": config.seeds,
+            "threat_digests": tuple(threat.digest for threat in config.threats),
+            "suite_digest": config.resolved_suite().digest,
+            "warm": "",
+        }
+    )
+
+
+def to_compare(known: Known, first: int, second: int) -> tuple[Measured, Measured]:
+    """Two versions as they were measured alike most lately; else as each was measured last, to be refused."""
+    a, b = known.version(first), known.version(second)
+    pairs = [(r, s) for r in a.records() for s in b.records() if r.key == s.key]
+    record = max(pairs, key=lambda pair: min(r.measured_at for r in pair), default=None)
+    mine, theirs = record or (newest_record(a), newest_record(b))
+    return _measured(mine), _measured(theirs)
+
+
+def _measured(record: Record) -> Measured:
+    return Measured(record, {threat.name: load_outcomes(record.run_id, threat.name) for threat in record.threats})
+
+
+def examples_of(record: Record) -> dict[str, Any]:
+    """What fooled a version, under each threat model."""
+    return {threat.name: load_adversarial(record.run_id, threat.name) for threat in record.threats}
+
+
+def decided(run: str) -> tuple[str, dict[str, Any]]:
+    """The stage's run and what was decided in it: of a run, its last stage, models:/NAME/3, or NAME@champion.
+
+    Raises WrongInput for a run that holds no verdict.
+    """
+    found = re.fullmatch(r"(?:models:/)?([^/@]+)(?:/|@)([^/@]+)", run)
+    if found:
+        known = known_of(found[1])
+        run = newest_record(known.version(known.numbered(found[2]))).run_id
+    for run_id in (run, *reversed(children(run))):
+        if VERDICT in artifacts(run_id):
+            return run_id, load_json(run_id, VERDICT)
+    raise WrongInput(f"run {run!r} holds no verdict. Name the run of an evaluation, or models:/NAME/3.")
+
+
+def page_of(run_id: str) -> tuple[str, str] | None:
+    """The run and the path of the HTML report on an evaluation; None where none was kept."""
+    for run in (run_id, parent_of(run_id)):
+        if run and "report.html" in artifacts(run):
+            return run, "report.html"
+    return None
+
+
+def asked_of(run_id: str) -> dict[str, Any]:
+    """The config of an evaluation."""
+    values: dict[str, Any] = load_json(run_id, ASKED)
+    return values

@@ -1,0 +1,191 @@
+"""Write down what one evaluation found: on the version, in the ledger, in the corpus, and as evidence."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.data import Data
+from tasks.ledger import advanced, observed, with_reproducers, write_findings
+from tasks.metrics import RobustnessReport, ThreatReport
+from tasks.metrics.code import engine_code
+from tasks.metrics.corpus import Corpus
+from tasks.metrics.replayed import ReplayReport
+from tasks.models import StoredModel
+from tasks.posture import Record, ThreatRecord
+from tasks.posture.bom import ml_bom
+from tasks.posture.card import model_card
+from tasks.posture.coverage import coverage
+from tasks.posture.findings import Finding, crowned, ledger_metrics
+from tasks.prove import prove
+from tasks.recall import known_of
+from tasks.replay import corpus_place, corpus_tag, load_corpus
+from tasks.results import ASKED, BOM, CARD, load_adversarial
+from tasks.track import (
+    EVIDENCE,
+    EVIDENCE_OF,
+    RECORD,
+    aliases,
+    environment,
+    log_bytes,
+    log_dict,
+    log_metrics,
+    log_text,
+    set_tags,
+    tag_model,
+    tag_version,
+    timed,
+)
+from tasks.verdicts import Policy, Verdict
+
+
+@task(name="record", task_run_name="record-{model.stage}", cache_policy=NO_CACHE)
+def record(
+    name: str,
+    version: int | None,
+    model: StoredModel,
+    data: Data,
+    report: RobustnessReport,
+    verdict: Verdict,
+    asked: Mapping[str, Any],
+    *,
+    replays: Sequence[ReplayReport] = (),
+    run_id: str,
+) -> str:
+    """The SHA-256 of the evidence on this verdict, which ties together all that is kept of it.
+
+    asked is the config of the evaluation. A registered version gets its record and its evidence as tags, its findings
+    go to the ledger, and what fooled it to the corpus. What is not registered keeps all of it in its run alone.
+    """
+    with timed(run_id, f"record/{model.stage}"):
+        log_dict(model.run_id, dict(asked), ASKED)
+        if version is None:
+            _, sha = prove(name, None, model, data, report, verdict, asked, replays=replays, previous="")
+            set_tags(model.run_id, {"redoubt.model": name, "redoubt.evidence": sha})
+            return sha
+        ledger = _ledger(name, version, model, data, report, verdict, replays)
+        _grow_corpus(name, version, model, data, report)
+        previous = known_of(name).version(version).tags.get(EVIDENCE, "")
+        evidence, sha = prove(name, version, model, data, report, verdict, asked, replays=replays, previous=previous)
+        kept = _record(name, version, model, report, verdict, asked, replays, sha)
+        log_text(model.run_id, model_card(kept, evidence, ledger, coverage([kept])), CARD)
+        log_dict(model.run_id, ml_bom(kept, evidence, evidence.environment), BOM)
+        on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
+        set_tags(model.run_id, on_run | {"redoubt.evidence": sha})  # by which runs are found again
+        tags = {f"{RECORD}{kept.key}": kept.model_dump_json(), f"{EVIDENCE_OF}{sha[:16]}": model.run_id}
+        tag_version(name, version, tags | {EVIDENCE: sha} | version_tags(report, verdict))
+        return sha
+
+
+def version_tags(report: RobustnessReport, verdict: Verdict) -> dict[str, str]:
+    """What people and other tools read on a version: the newest verdict and its numbers."""
+    tags = {
+        "redoubt.verdict": verdict.outcome,
+        "redoubt.stage": report.stage,
+        "redoubt.data_digest": report.data_digest,
+        "redoubt.weights_digest": report.weights_digest,
+        "redoubt.suite_digest": report.threats[0].suite_digest,
+        "redoubt.clean_accuracy": f"{report.clean.value:.4f}",
+    }
+    return tags | {f"redoubt.robust_accuracy.{t.threat.name}": f"{t.robust.value:.4f}" for t in report.threats}
+
+
+def _ledger(
+    name: str,
+    version: int,
+    model: StoredModel,
+    data: Data,
+    report: RobustnessReport,
+    verdict: Verdict,
+    replays: Sequence[ReplayReport],
+) -> list[Finding]:
+    """The ledger after this evaluation, as it was written down; its figures go to the run."""
+    seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, replays), report)
+    ledger = advanced(known_of(name).findings, seen)
+    if aliases(name).get("champion") == version:
+        ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
+    write_findings(name, ledger)
+    log_metrics(model.run_id, ledger_metrics(ledger, datetime.now(UTC)))
+    return ledger
+
+
+def _grow_corpus(name: str, version: int, model: StoredModel, data: Data, report: RobustnessReport) -> None:
+    """Add what fooled this version to the stored examples, under each threat model."""
+    for threat in report.threats:
+        found = load_adversarial(model.run_id, threat.threat.name)
+        corpus = load_corpus(name, threat.threat, data)
+        corpus = corpus or Corpus.empty(data.shape, data_digest=data.digest, threat=threat.threat)
+        rows, x_adv, y = (torch.from_numpy(found[key]) for key in ("rows", "x_adv", "y"))
+        corpus = corpus.with_found(version, rows, x_adv, y)
+        path = f"corpus/{threat.threat.name}.npz"
+        log_bytes(model.run_id, corpus.to_bytes(), path)
+        tag_model(name, {corpus_tag(threat.threat, data): corpus_place(model.run_id, path, corpus)})
+
+
+def _record(
+    name: str,
+    version: int,
+    model: StoredModel,
+    report: RobustnessReport,
+    verdict: Verdict,
+    asked: Mapping[str, Any],
+    replays: Sequence[ReplayReport],
+    sha: str,
+) -> Record:
+    policy = Policy.model_validate(asked["policy"])
+    replayed = {replay.threat: replay.standing for replay in replays}
+    first = report.threats[0]
+    return Record(
+        name=name,
+        version=version,
+        stage=model.stage,
+        run_id=model.run_id,
+        measured_at=report.measured_at,
+        verdict=verdict.outcome,
+        reason=_reason(report, verdict),
+        data=report.data,
+        data_digest=report.data_digest,
+        split=report.split,
+        samples=report.clean.n,
+        seed=report.seed,
+        seeds=report.seeds,
+        suite=first.suite,
+        suite_digest=first.suite_digest,
+        warm=report.warm,
+        weights_digest=report.weights_digest,
+        code=engine_code(),
+        environment=environment() | {"device": report.device},
+        confidence=report.confidence,
+        clean=report.clean,
+        threats=tuple(
+            _of_threat(t, policy).model_copy(update={"replay": replayed.get(t.threat)}) for t in report.threats
+        ),
+        policy=policy.digest,
+        evidence=sha,
+    )
+
+
+def _reason(report: RobustnessReport, verdict: Verdict) -> str:
+    """Why it is no pass; for a pass, what its lowest number showed."""
+    lowest = min(report.threats, key=lambda threat: threat.robust.value)
+    shown = (c.reason for c in verdict.checks if c.name == f"robust accuracy under {lowest.threat}")
+    return next(shown, verdict.reasons[0]) if verdict.outcome == "pass" else verdict.reasons[0]
+
+
+def _of_threat(threat: ThreatReport, policy: Policy) -> ThreatRecord:
+    soundness = threat.soundness
+    return ThreatRecord(
+        name=threat.threat.name,
+        label=str(threat.threat),
+        digest=threat.threat.digest,
+        robust=threat.robust,
+        sound=soundness is not None and soundness.sound and not threat.problems,
+        alarms=tuple(sign.name for sign in soundness.alarms) if soundness else (),
+        floor=policy.floors.get(threat.threat.name, policy.floor),
+        forward_samples=threat.forward_samples,
+        backward_samples=threat.backward_samples,
+        seconds=threat.seconds,
+    )

@@ -1,0 +1,85 @@
+"""Models in MLflow: files without pickle, and what is needed to load them again."""
+
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.track.runs import load_bytes, log_bytes, log_dict
+from tasks.track.store import client
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tasks.models import StoredModel
+
+WEIGHTS, STORED = "weights/model.safetensors", "model.json"
+ADDED = "registered_model_meta"  # MLflow writes it into what it downloads
+MODEL_FILES = "model:"  # before a path of the logged model, where it stands beside paths of the run
+
+
+def save_model(run_id: str, stage: str, name: str, model: "nn.Module", example: "Tensor") -> "StoredModel":
+    """Keep the weights as safetensors and the model as an exported graph; neither holds a pickle.
+
+    run_id is the stage's run; example is a batch x [2, ...] that the graph is traced with.
+    """
+    import torch
+
+    from tasks.models import EXPORTING, StoredModel, digest_of, to_bytes
+
+    store, raw = client(), to_bytes(model)
+    log_bytes(run_id, raw, WEIGHTS)
+    with EXPORTING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch.export and MLflow say of their own insides
+        import mlflow.pytorch
+
+        mlflow.start_run(run_id=run_id)  # or else the logged model lands in MLflow's default experiment
+        info = mlflow.pytorch.log_model(
+            model,
+            name="model",
+            input_example=example.numpy(),
+            serialization_format="pt2",
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+            params={"model": name, "stage": stage},
+            model_type="classifier",
+        )
+        mlflow.end_run()
+        store.update_run(run_id, status="RUNNING")  # its evaluation is still to come
+    stored = StoredModel(
+        stage=stage,
+        model=name,
+        weights=f"runs:/{run_id}/{WEIGHTS}",
+        digest=digest_of(raw),
+        run_id=run_id,
+        model_uri=f"models:/{info.model_id}",
+    )
+    keep_stored(run_id, stored)
+    return stored
+
+
+def keep_stored(run_id: str, stored: "StoredModel") -> None:
+    """Say in the run which model it is about, so that it can be loaded from the run alone."""
+    log_dict(run_id, stored.model_dump(mode="json"), STORED)
+
+
+def load_stored(run_id: str) -> "StoredModel":
+    """The model that a run is about."""
+    from tasks.models import StoredModel
+
+    return StoredModel.model_validate_json(load_bytes(f"runs:/{run_id}/{STORED}"))
+
+
+def download(uri: str, into: str) -> Path:
+    """The folder or file of an artifact, e.g. of a logged model, copied below the folder `into`."""
+    client()
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=tempfile.mkdtemp(dir=into)))
+
+
+def model_artifacts(uri: str) -> dict[str, bytes]:
+    """Every file of a logged model, under its path."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = download(uri, scratch)
+        files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
+        return {path: file.read_bytes() for path, file in files.items() if path != ADDED}

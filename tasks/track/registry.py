@@ -1,0 +1,98 @@
+"""The model registry: versions, their aliases, and the tags that carry what is known of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.posture import Record
+from tasks.track.store import client
+
+if TYPE_CHECKING:
+    from tasks.models import StoredModel
+
+RECORD = "redoubt.record."  # one tag for each group of comparable measurements, on the version
+EVIDENCE = "redoubt.evidence"  # the SHA-256 of the version's newest evidence
+EVIDENCE_OF = "redoubt.evidence."  # with sixteen digits of a SHA-256: the run that keeps this evidence
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version, as the registry knows it."""
+
+    name: str
+    number: int
+    run_id: str  # that it was logged in; may be empty for one that others have registered
+    source: str  # URI of the logged model
+    created_at: float  # seconds since 1970
+    tags: Mapping[str, str]
+
+    def records(self) -> list[Record]:
+        """What was measured of it: the newest measurement of each comparable group."""
+        return [Record.model_validate_json(value) for key, value in self.tags.items() if key.startswith(RECORD)]
+
+
+def register(name: str, stored: "StoredModel", tags: Mapping[str, str]) -> int:
+    """The number of the new version of the registered model."""
+    store = client()
+    if not store.search_registered_models(f"name = '{name}'"):
+        store.create_registered_model(name)
+    model_id = stored.model_uri.removeprefix("models:/")
+    made = store.create_model_version(
+        name, source=stored.model_uri, run_id=stored.run_id, tags=dict(tags), model_id=model_id
+    )
+    return int(made.version)
+
+
+def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
+    """The versions that bear an alias, and the tags of the registered model; both empty where it is not registered."""
+    store = client()
+    if not store.search_registered_models(f"name = '{name}'"):
+        return {}, {}
+    found = store.get_registered_model(name)
+    return {alias: int(number) for alias, number in found.aliases.items()}, dict(found.tags)
+
+
+def aliases(name: str) -> dict[str, int]:
+    """The versions that bear an alias, e.g. {"champion": 2}; empty for a model that is not registered."""
+    return model_facts(name)[0]
+
+
+def registered(name: str) -> tuple[Version, ...]:
+    """Every version of the registered model in ascending order; none for a model that is not registered."""
+    store, found, token = client(), list[Version](), None
+    while True:
+        page = store.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        for made in page:
+            at = float(made.creation_timestamp) / 1000
+            tags = dict(made.tags)
+            found.append(Version(name, int(made.version), made.run_id or "", made.source or "", at, tags))
+        token = page.token
+        if not token:
+            return tuple(sorted(found, key=lambda version: version.number))
+
+
+def names() -> tuple[str, ...]:
+    """Every registered model."""
+    return tuple(sorted(model.name for model in client().search_registered_models(max_results=1000)))
+
+
+def versions(name: str) -> tuple[int, ...]:
+    """The numbers of the registered model's versions, in ascending order; none for a model that is not registered."""
+    return tuple(version.number for version in registered(name))
+
+
+def set_alias(name: str, alias: str, number: int) -> None:
+    """Let the alias point at the version."""
+    client().set_registered_model_alias(name, alias, str(number))
+
+
+def tag_version(name: str, number: int, tags: Mapping[str, str]) -> None:
+    """Set tags on a version."""
+    for key, value in tags.items():
+        client().set_model_version_tag(name, str(number), key, value)
+
+
+def tag_model(name: str, tags: Mapping[str, str]) -> None:
+    """Set tags on the registered model itself."""
+    for key, value in tags.items():
+        client().set_registered_model_tag(name, key, value)

@@ -1,0 +1,203 @@
+"""Runs: what one evaluation leaves behind. Every call names its run: MLflow's active run does not cross threads."""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.errors import WrongInput
+from tasks.home import folder
+from tasks.track.store import client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from tasks.data import Data
+    from tasks.models import StoredModel
+
+PACKAGES = ("redoubt", "torch", "numpy", "prefect", "mlflow", "great-expectations")
+
+
+@contextmanager
+def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
+    """The id of a new parent run that holds the whole config; closed as finished, failed or killed, with its stages."""
+    store = client()
+    run = store.create_run(_experiment(store, experiment), tags=_provenance())
+    run_id = run.info.run_id
+    store.log_dict(run_id, dict(config), "config.json")
+    status = "KILLED"
+    try:
+        yield run_id
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        for stage in _stages(store, run_id):
+            if stage.info.status == "RUNNING":
+                store.set_terminated(stage.info.run_id, status)
+        store.set_terminated(run_id, status)
+
+
+def open_stage(run_id: str, stage: str) -> str:
+    """The id of the child run of that name, made if it is absent."""
+    store = client()
+    for run in _stages(store, run_id):
+        if run.info.run_name == stage:
+            return str(run.info.run_id)
+    experiment = store.get_run(run_id).info.experiment_id
+    tags = {"mlflow.parentRunId": run_id, "redoubt.stage": stage}
+    return str(store.create_run(experiment, run_name=stage, tags=tags).info.run_id)
+
+
+@contextmanager
+def timed(run_id: str, step: str) -> Iterator[None]:
+    """Log how long the block took as seconds/<step> of the run."""
+    started = time.perf_counter()
+    yield
+    took = time.perf_counter() - started
+    log_metrics(run_id, {f"seconds/{step}": took})
+    logging.getLogger("redoubt").info("%-28s %6.1f s", step, took)
+
+
+def log_metrics(
+    run_id: str, values: Mapping[str, float], *, model: "StoredModel | None" = None, data: "Data | None" = None
+) -> None:
+    """Log every value in one request, tied to the model and the data that it was measured on, if they are given."""
+    from mlflow.entities import Metric
+
+    tie: dict[str, str] = {}
+    if model is not None and model.model_uri:
+        tie |= {"model_id": model.model_uri.removeprefix("models:/"), "run_id": run_id}
+    if data is not None:
+        tie |= {"dataset_name": data.name, "dataset_digest": data.digest}
+    now = int(time.time() * 1000)
+    client().log_batch(run_id, metrics=[Metric(key, float(value), now, 0, **tie) for key, value in values.items()])
+
+
+def log_history(run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
+    """Log a row of figures for each epoch, as train/<figure>, in one request."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    metrics = [Metric(f"train/{k}", float(v), now, step) for step, row in enumerate(rows, 1) for k, v in row.items()]
+    for start in range(0, len(metrics), 1000):  # the server's limit
+        client().log_batch(run_id, metrics=metrics[start : start + 1000])
+
+
+def log_text(run_id: str, text: str, path: str) -> None:
+    """Keep a text as an artifact."""
+    client().log_text(run_id, text, path)
+
+
+def log_dict(run_id: str, values: Mapping[str, Any], path: str) -> None:
+    """Keep a mapping as a JSON artifact."""
+    client().log_dict(run_id, dict(values), path)
+
+
+def log_bytes(run_id: str, raw: bytes, path: str) -> None:
+    """Keep bytes as an artifact."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / Path(path).name
+        file.write_bytes(raw)
+        parent = str(Path(path).parent)
+        client().log_artifact(run_id, str(file), None if parent == "." else parent)
+
+
+def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags on a run."""
+    from mlflow.entities import RunTag
+
+    client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def log_dataset(run_id: str, data: "Data") -> None:
+    """Tie the dataset to the run, so that MLflow shows what the run has seen."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    profile = json.dumps({"shape": data.shape, "classes": data.classes, "sizes": data.sizes})
+    entity = Dataset(data.name, data.digest, "code", json.dumps({"dataset": data.name}), profile=profile)
+    client().log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "evaluation")])])
+
+
+def load_bytes(uri: str) -> bytes:
+    """The bytes of an artifact, e.g. runs:/<run>/<path>."""
+    client()
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)).read_bytes()
+
+
+def children(run_id: str) -> tuple[str, ...]:
+    """The runs of its stages, oldest first. Raises WrongInput for a run that is not there."""
+    known_run(run_id)
+    stages = _stages(client(), run_id)
+    return tuple(str(run.info.run_id) for run in sorted(stages, key=lambda run: run.info.start_time))
+
+
+def known_run(run_id: str) -> None:
+    """Raise WrongInput for a run that is not there."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client().get_run(run_id)
+    except MlflowException as error:
+        raise WrongInput(f"there is no run {run_id!r} in this store. Runs stand in `redoubt history NAME`.") from error
+
+
+def parent_of(run_id: str) -> str:
+    """The run that a stage belongs to; empty for one that is no stage."""
+    return str(client().get_run(run_id).data.tags.get("mlflow.parentRunId", ""))
+
+
+def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:
+    """The paths of every file that the run keeps below the folder."""
+    found: list[str] = []
+    for entry in client().list_artifacts(run_id, folder or None):
+        found += artifacts(run_id, entry.path) if entry.is_dir else [entry.path]
+    return tuple(sorted(found))
+
+
+def seconds(run_id: str) -> dict[str, float]:
+    """How long each step of the run took, in the order in which they ended."""
+    metrics = client().get_run(run_id).data.metrics
+    return {key.removeprefix("seconds/"): value for key, value in metrics.items() if key.startswith("seconds/")}
+
+
+def _experiment(store: "MlflowClient", name: str) -> str:
+    found = store.get_experiment_by_name(name)
+    if found:
+        return str(found.experiment_id)
+    place = None if os.environ.get("MLFLOW_TRACKING_URI") else (folder("mlflow/artifacts") / name).as_uri()
+    return str(store.create_experiment(name, artifact_location=place))
+
+
+def _stages(store: "MlflowClient", run_id: str) -> list[Any]:
+    experiment = store.get_run(run_id).info.experiment_id
+    return list(store.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"))
+
+
+def environment() -> dict[str, str]:
+    """The versions of what computes: Python, and the packages that a number depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def commit() -> str:
+    """The commit of Redoubt's own code; empty where it is not a git repository."""
+    root = Path(__file__).parents[2]
+    asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def _provenance() -> dict[str, str]:
+    tags = {f"version.{name}": number for name, number in environment().items()}
+    return tags | ({"mlflow.source.git.commit": commit()} if commit() else {})

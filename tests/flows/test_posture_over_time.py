@@ -1,0 +1,343 @@
+"""Versions over time on real stores: measured again, compared, verified, reproduced; nothing is computed twice."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flows.__main__ import main
+from flows.asked import already, asked, like_before
+from flows.evaluate import evaluate_model
+from flows.pipeline import posture_pipeline
+from flows.reattack import reattack_versions
+from flows.recipes import two_kinds
+from tasks.attacks import SUITES
+from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.metrics import cell
+from tasks.models import build
+from tasks.posture.evidence import FILE
+from tasks.recall import known_of, newest_record
+from tasks.results import load_adversarial, load_json
+from tasks.track import aliases, client, load_bytes, registered, tag_version
+from tasks.verify import reproduce_run, verify_model
+
+pytestmark = pytest.mark.server
+NAME = "two-kinds"
+
+
+@pytest.fixture(scope="module")
+def home(_migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One folder for this file: a store with the two versions that the recipe makes, weak and hardened."""
+    folder = tmp_path_factory.mktemp("posture")
+    (folder / "mlflow").mkdir()
+    shutil.copy(_migrated_store, folder / "mlflow" / "mlflow.db")
+    before = os.environ.get("REDOUBT_HOME")
+    os.environ["REDOUBT_HOME"] = str(folder)
+    yield folder
+    os.environ["REDOUBT_HOME"] = str(before)
+
+
+@pytest.fixture(scope="module")
+def story(prefect_server, home):
+    return posture_pipeline(two_kinds())
+
+
+def call(capsys, *words: str) -> tuple[int, str, str]:
+    before, sys.argv = sys.argv, ["redoubt", *words]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        sys.argv = before
+    said = capsys.readouterr()
+    return int(stop.value.code or 0), said.out, said.err
+
+
+def artifact(uri_path: str, run_id: str) -> Path:
+    root = client().get_run(run_id).info.artifact_uri.removeprefix("file://")
+    return Path(root) / uri_path
+
+
+def test_each_version_carries_its_record_and_evidence_that_holds(story, home):
+    versions = registered(NAME)
+    assert [version.number for version in versions] == [1, 2]
+    for version, chapter in zip(versions, story.chapters, strict=True):
+        (record,) = version.records()
+        assert (record.verdict, record.run_id) == (chapter.verdict.outcome, chapter.run_id)
+        assert record.threats[0].robust == chapter.report.threats[0].robust
+        assert record.clean == chapter.report.clean
+        assert version.tags["redoubt.evidence"] == record.evidence
+        evidence = load_json(record.run_id, FILE)
+        assert evidence["weights"]["digest"] == chapter.report.weights_digest
+        assert {"report.json", "verdict.json", "weights/model.safetensors", "evaluation.json"} <= set(
+            evidence["artifacts"]
+        )
+        assert any(path.startswith("model:") and path.endswith(".pt2") for path in evidence["artifacts"])
+    assert [record.key for version in versions for record in version.records()] == [versions[0].records()[0].key] * 2
+    assert all(not found.mismatches and found.evidences == 1 for found in verify_model(NAME))
+
+
+def test_what_fooled_version_1_is_kept_and_replayed_on_version_2(story, home):
+    first, second = (newest_record(version) for version in registered(NAME))
+    assert first.threats[0].replay is None
+    replay = load_json(second.run_id, "replay.json")["linf_0.1"]
+    fooled = load_adversarial(first.run_id, "linf_0.1")
+    assert replay["of_version"]["1"][1] == len(fooled["rows"])
+    assert second.threats[0].replay.n == len(fooled["rows"])
+    assert second.threats[0].replay.value > 0.9  # hardened for just these
+    checks = load_json(second.run_id, "verdict.json")["verdict"]["checks"]
+    assert any(check["name"].startswith("stored examples") for check in checks)
+    tag = next(value for key, value in known_of(NAME).tags.items() if key.startswith("redoubt.corpus."))
+    assert json.loads(tag)["examples"] >= len(fooled["rows"])
+
+
+def test_the_weakness_of_version_1_is_verified_by_version_2_and_closed_by_its_promotion(story, home):
+    (finding,) = known_of(NAME).findings
+    assert (finding.state, finding.first_version, finding.verified_version) == ("verified", 1, 2)
+    assert finding.closed_at is not None
+    assert "AML.T0043.000" in finding.ids
+    assert finding.cost.gradients > 0
+    arrays = np.load(io.BytesIO(load_bytes(finding.reproducer.uri)), allow_pickle=False)
+    assert 0 < len(arrays["rows"]) <= 16
+    metrics = client().get_run(story.chapters[-1].run_id).data.metrics
+    assert metrics["findings/verified"] == 1
+    assert metrics["findings/patch_latency_days"] < 1
+
+
+def test_a_finding_s_one_command_shows_it_on_the_weak_version_and_not_on_the_hardened(story, home, capsys):
+    (finding,) = known_of(NAME).findings
+    words = finding.reproducer.command.split()
+    assert words[0] == "redoubt"
+    code, said, _ = call(capsys, *words[1:])
+    assert (code, "16 of 16 examples still work on version 1" in said) == (1, True)
+    code, said, _ = call(capsys, "findings", NAME, "--replay", finding.id, "--on", "champion")
+    assert code == 0, said
+
+
+def test_an_unchanged_evaluation_comes_from_the_store(story, home, capsys, monkeypatch):
+    runs = len(client().search_runs([client().get_experiment_by_name(NAME).experiment_id]))
+    code, said, _ = call(capsys, "evaluate", f"models:/{NAME}/1")
+    assert (code, said.startswith("fail: measured")) == (1, True)
+    code, said, _ = call(capsys, "evaluate", f"models:/{NAME}@champion", "--json")
+    assert (code, json.loads(said)["version"]) == (0, 2)
+    assert len(client().search_runs([client().get_experiment_by_name(NAME).experiment_id])) == runs
+
+
+def test_the_same_again_is_judged_from_the_cells_without_one_attack(story, home, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("an attack ran")
+
+    monkeypatch.setattr(sys.modules[cell.__name__].Engine, "run", never)
+    config = like_before(NAME, registered(NAME)[0])
+    again = evaluate_model(config)
+    assert again.chapters[0].report.threats == story.chapters[0].report.threats
+    (found,) = verify_model(NAME, 1)
+    assert found.mismatches == ()
+    assert found.evidences == 2  # the chain has grown by one link
+    assert load_json(again.chapters[0].run_id, FILE)["previous"] == load_sha(story.chapters[0].run_id)
+
+
+def load_sha(run_id: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(load_bytes(f"runs:/{run_id}/{FILE}")).hexdigest()
+
+
+def test_a_run_is_reproduced_from_its_evidence_alone(story, home, capsys):
+    found = reproduce_run(story.chapters[1].run_id)
+    assert found.same
+    assert found.samples == 2048
+    code, said, _ = call(capsys, "reproduce", story.chapters[0].run_id)
+    assert (code, "the very same of 2048 samples were fooled" in said) == (0, True)
+    with pytest.raises(WrongInput, match="keeps no evidence"):
+        reproduce_run(story.run_id)
+
+
+@pytest.mark.parametrize(
+    "path", ["report.json", "outcomes/linf_0.1.json", "adversarial/linf_0.1.npz", "verdict.json", FILE, "model.json"]
+)
+def test_one_flipped_byte_is_found_and_named(story, home, capsys, path):
+    file = artifact(path, story.chapters[1].run_id)
+    raw = file.read_bytes()
+    place = len(raw) // 2
+    file.write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+    try:
+        code, said, _ = call(capsys, "verify", NAME, "--version", "2")
+    finally:
+        file.write_bytes(raw)
+    first = next(line for line in said.splitlines() if "does not match" in line)
+    assert code == 1
+    assert (path if path != FILE else "evidence") in first
+    assert call(capsys, "verify", NAME, "--version", "2")[0] == 0
+
+
+def test_a_flipped_byte_in_the_served_graph_and_in_the_store_of_cells_is_found(story, home, capsys):
+    graph = next((home / "mlflow").rglob("*.pt2"))
+    stored = next((home / "cells").rglob("*.safetensors"))
+    for file, said_where in ((graph, ".pt2"), (stored, stored.name[:16])):
+        raw = file.read_bytes()
+        file.write_bytes(raw[:-20] + bytes([raw[-20] ^ 1]) + raw[-19:])
+        try:
+            code, said, _ = call(capsys, "verify", NAME)
+        finally:
+            file.write_bytes(raw)
+        assert code == 1
+        assert said_where in said
+    assert call(capsys, "verify", NAME)[0] == 0
+
+
+def test_a_tag_that_was_made_kinder_is_found(story, home, capsys):
+    tag_version(NAME, 1, {"redoubt.verdict": "pass"})
+    try:
+        code, said, _ = call(capsys, "verify", NAME)
+    finally:
+        tag_version(NAME, 1, {"redoubt.verdict": "fail"})
+    assert code == 1
+    assert "redoubt.verdict" in said
+
+
+def test_a_stronger_suite_makes_a_measurement_and_no_regression(story, home, capsys, monkeypatch):
+    stronger = SUITES["quick"].model_copy(update={"name": "quick"})
+    results = reattack_versions(NAME, "all", suite="quick")
+    assert [(result.version, result.measured) for result in results] == [(1, True), (2, True)]
+    assert [result.measured for result in reattack_versions(NAME, "all", suite="quick")] == [False, False]
+    history = known_of(NAME).history
+    assert {group.newest.suite for group in history.groups} == {"standard", stronger.name}
+    assert not any(change.kind == "regression" for change in history.changes)
+    code, said, _ = call(capsys, "history", NAME, "--json")
+    assert code == 0
+    assert len(json.loads(said)["groups"]) == 2
+    code, said, _ = call(capsys, "history", NAME, "--csv")
+    rows = list(csv.DictReader(io.StringIO(said)))
+    assert len(rows) == 4
+    assert {row["suite"] for row in rows} == {"standard", "quick"}
+
+
+def test_history_compare_report_and_explain_answer(story, home, capsys):
+    for words, said in (
+        (("history", NAME), "two-kinds"),
+        (("compare", NAME, "1", "champion"), "repaired"),
+        (("report", f"{NAME}@champion"), "pass"),
+        (("report", NAME, "--card"), "---"),
+        (("report", NAME, "--bom"), "CycloneDX"),
+        (("explain", story.run_id), "floor"),
+        (("explain", f"{NAME}@champion"), "floor"),
+        (("findings", NAME), "F-"),
+        (("transfer", NAME), "exploits of"),
+    ):
+        code, out, err = call(capsys, *words)
+        assert code == 0, err
+        assert said in out, words
+    for words in (("history", NAME, "--html"), ("compare", NAME, "1", "2", "--html")):
+        code, out, _ = call(capsys, *words)
+        page = Path(out.split(": ", 1)[1].strip()).read_text()
+        assert page.lower().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("history", "two-kind"), "Did you mean 'two-kinds'"),
+        (("compare", NAME, "1", "7"), "has no version 7"),
+        (("report", f"{NAME}@nobody"), "is no version"),
+        (("explain", "nothing"), "no run"),
+        (("verify", NAME, "--version", "9"), "has no version 9"),
+        (("reproduce", "nothing"), "no run"),
+        (("findings", NAME, "--replay", "F-0"), "has no finding"),
+        (("findings", NAME, "--accept", "F-0"), "has no finding"),
+        (("reattack", NAME, "--versions", "one"), "live, all, or numbers"),
+        (("evaluate", "models:/nobody/1"), "not registered"),
+        (("evaluate", "nowhere.onnx", "--dataset", NAME), "--eps"),
+    ],
+)
+def test_wrong_words_end_with_3_and_say_what_to_write(story, home, capsys, words, hint):
+    code, _, err = call(capsys, *words)
+    assert code == 3, err
+    assert hint in err
+
+
+def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_is_refused(story, home):
+    import mlflow
+    import mlflow.pytorch
+
+    client()
+    mlflow.set_experiment(NAME)
+    network, x = build("two-kinds-mlp", seed=5).eval(), torch.zeros(2, 201)
+    with mlflow.start_run():
+        kept = mlflow.pytorch.log_model(
+            network,
+            name="theirs",
+            input_example=x.numpy(),
+            serialization_format="pt2",
+            pip_requirements=["torch"],
+            registered_model_name=NAME,
+        )
+        assert kept.registered_model_version == 3
+        config = like_before(NAME, registered(NAME)[2])
+    story = evaluate_model(config)
+    assert story.version == 3
+    assert story.verdict.outcome == "fail"  # it was never trained
+    (record,) = registered(NAME)[2].records()
+    assert record.key in {r.key for r in registered(NAME)[0].records()}
+    metrics = client().get_logged_model(kept.model_id).metrics
+    assert {metric.key for metric in metrics} >= {"clean_accuracy", "robust_accuracy/linf_0.1"}
+    assert next(m for m in metrics if m.key == "clean_accuracy").dataset_digest == record.data_digest
+    assert verify_model(NAME, 3)[0].mismatches == ()
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            network,
+            name="pickled",
+            serialization_format="pickle",
+            pip_requirements=["torch"],
+            registered_model_name=NAME,
+        )
+    with pytest.raises(ModelRejected, match="pt2"):
+        evaluate_model(like_before(NAME, registered(NAME)[3]))
+    assert registered(NAME)[3].records() == []
+
+
+def test_what_a_function_returns_is_evaluated_and_reproduced(story, home, tmp_path):
+    config = asked(
+        "tasks.models.networks:two_kinds_mlp",
+        dataset=NAME,
+        like=None,
+        name=None,
+        norm="linf",
+        eps="0.1",
+        suite="quick",
+        samples=100,
+        seed=None,
+        floor=0.5,
+        changes=(),
+    )
+    story = evaluate_model(config)
+    assert story.version is None
+    assert story.chapters[0].report.clean.n == 100
+    assert reproduce_run(story.chapters[0].run_id).same
+
+
+def test_a_version_whose_weights_were_exchanged_is_not_measured(story, home):
+    number = registered(NAME)[0]
+    tag_version(NAME, 1, {"redoubt.weights_digest": "0" * 16})
+    try:
+        with pytest.raises(EvidenceBroken, match="was changed"):
+            evaluate_model(like_before(NAME, number))
+    finally:
+        tag_version(NAME, 1, {"redoubt.weights_digest": number.tags["redoubt.weights_digest"]})
+
+
+def test_already_knows_policy_and_suite(story, home):
+    version = registered(NAME)[0]
+    config = like_before(NAME, version)
+    assert already(version, config) is not None
+    other = config.model_copy(update={"policy": config.policy.model_copy(update={"floor": 0.1})})
+    assert already(version, other) is None
+    assert aliases(NAME)["champion"] == 2

@@ -1,0 +1,603 @@
+"""Models that others have logged: found and loaded whole, or refused before anything in them has run."""
+
+import io
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torch.nn import functional as F
+
+from tasks.attacks import ThreatModel
+from tasks.attacks.straight_through import StraightThrough
+from tasks.data import load
+from tasks.errors import DataMissing, EvidenceBroken, ModelRejected
+from tasks.metrics import measure
+from tasks.models import EXPORTING, build, bytes_in, code_of, digest_of, found_in, from_bytes, from_exported
+from tasks.models.planted import Detached, Quantised
+
+X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Everything(nn.Module):
+    """What exports are made of: sizes, buffers, several results, lists, constants, a recurrent layer, mixed types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("hidden", torch.arange(10.0), persistent=False)
+        self.norm, self.walk, self.head = nn.BatchNorm1d(64), nn.GRU(8, 10, batch_first=True), nn.Linear(64, 10)
+        self.mix = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        largest, _ = x.flatten(1).max(1, keepdim=True)
+        left, right = self.norm(x.flatten(1)).split(32, 1)
+        z = torch.cat([left, right * torch.tensor([2.0])], 1).to(torch.float64).float()
+        z = torch.where(z > 0.5, z, 2 * z).clamp(-float("inf"), 3).masked_fill(z < 0.1, 0) + torch.linspace(0, 1, 64)
+        walked, _ = self.walk(self.mix(x[:, 0], x[:, 0], x[:, 0])[0])
+        return self.head(z).view(x.shape[0], -1) + largest + self.hidden + torch.einsum("bij->bj", walked)
+
+
+class Changing(nn.Module):
+    """Counts its own calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build("digits-cnn")
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return self.net(x) + self.calls
+
+
+class Looks(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :10]
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, u):
+        return (x + u).flatten(1)
+
+
+class TwoResults(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x
+
+
+def digits() -> nn.Module:
+    return build("digits-cnn")
+
+
+def quantised() -> nn.Module:
+    return Quantised(digits())
+
+
+def detached() -> nn.Module:
+    return Detached(digits())
+
+
+def archive(model: nn.Module, *inputs: torch.Tensor, rows: int = 2) -> bytes:
+    """The model as torch.export keeps it, for any batch size if rows is not one."""
+    given = inputs or (X[:rows],)
+    sizes = tuple({0: torch.export.Dim.AUTO} for _ in given)
+    file = io.BytesIO()
+    with EXPORTING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch.export says of its own insides
+        torch.export.save(torch.export.export(model, given, dynamic_shapes=sizes), file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def plain() -> bytes:
+    return archive(digits().eval())
+
+
+def rewritten(raw: bytes, change: Callable[[str, bytes], bytes], **more: bytes) -> bytes:
+    """The archive with every member changed, and further ones."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(raw)) as before, zipfile.ZipFile(out, "w") as after:
+        for name in before.namelist():
+            after.writestr(name, change(name, before.read(name)))
+        for name, content in more.items():
+            after.writestr(name, content)
+    return out.getvalue()
+
+
+def with_graph(raw: bytes, change: Callable[[dict], None]) -> bytes:
+    """The archive with its graph changed."""
+
+    def changed(name: str, content: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return content
+        document = json.loads(content)
+        change(document)
+        return json.dumps(document).encode()
+
+    return rewritten(raw, changed)
+
+
+class Payload:
+    """What a pickle of it runs when loaded."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.fixture
+def marker(tmp_path: Path):
+    """The path that a payload would make; a test that leaves it behind has run the payload."""
+    path = tmp_path / "the-payload-ran"
+    yield path
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("make", [digits, quantised, detached, Everything])
+def test_a_graph_answers_and_slopes_as_its_model_for_any_batch(make):
+    torch.manual_seed(0)
+    model = make().eval()
+    found = from_exported(archive(model))
+    assert not found.training
+    for rows in (1, 2, 5):
+        ours, torchs = X[:rows].clone().requires_grad_(), X[:rows].clone().requires_grad_()
+        logits, truth = found(ours), model(torchs)
+        torch.testing.assert_close(logits, truth, rtol=0, atol=1e-6)
+        for answer in (logits, truth):
+            answer.logsumexp(1).sum().backward()
+        assert (ours.grad is None) == (torchs.grad is None)
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, torchs.grad, rtol=0, atol=1e-6)
+
+
+def test_a_graph_takes_train_and_eval_and_keeps_its_weights(plain):
+    found = from_exported(plain)
+    torch.testing.assert_close(found.train()(X), found.eval()(X), rtol=0, atol=0)
+    assert sum(p.numel() for p in found.parameters()) == sum(p.numel() for p in digits().parameters())
+    assert torch.equal(found(X.contiguous(memory_format=torch.channels_last)), found(X))
+
+
+def test_hard_operations_of_a_graph_are_met_by_their_names():
+    x = X.clone().requires_grad_()
+    model = StraightThrough(from_exported(archive(quantised().eval())))
+    (slope,) = torch.autograd.grad(model(x).logsumexp(1).sum(), x)
+    assert (slope != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_a_graph_measures_as_the_network_that_it_was_made_from(trained):
+    x, y = (part[:100] for part in load("digits")["test"])
+    threat = ThreatModel(norm="linf", eps=0.1)
+    truth = measure(trained, x, y, threat=threat, suite="quick")
+    found = measure(from_exported(archive(trained)), x, y, threat=threat, suite="quick")
+    assert found.robust_accuracy == truth.robust_accuracy
+    assert 0.05 < truth.robust_accuracy < truth.clean_accuracy
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    torch.manual_seed(0)
+    model, (x, y) = digits(), load("digits")["train"]
+    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for batch in torch.randperm(len(x)).repeat(4).split(64):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x[batch]), y[batch]).backward()
+        optimiser.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: archive(digits().eval(), rows=1), "batches of exactly 1.*two or more rows.*dynamic batch dimension"),
+        (lambda: archive(nn.Sequential(digits(), nn.Dropout(0.5)).train()), r"training mode.*model.eval\(\)"),
+        (lambda: archive(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)).train()), r"training mode|own weights"),
+        (lambda: archive(Changing().eval()), "own weights|own state"),
+        (lambda: archive(TwoInputs(), X[:2], X[:2]), "takes 2 inputs"),
+        (lambda: archive(TwoResults()), "besides one tensor of logits"),
+    ],
+    ids=["one row", "dropout", "batch statistics", "changes itself", "two inputs", "two results"],
+)  # fmt: skip
+def test_a_graph_that_is_no_classifier_at_rest_is_refused(make, why):
+    with pytest.raises(ModelRejected, match=why):
+        from_exported(make())
+
+
+def test_a_pickle_among_the_weights_does_not_run(plain, marker):
+    evil = pickle.dumps(Payload(marker))
+
+    def as_weights(name: str, content: bytes) -> bytes:
+        if name.endswith("weights/weight_0"):
+            return evil
+        return (
+            content.replace(b'"use_pickle": false', b'"use_pickle": true') if name.endswith("config.json") else content
+        )
+
+    with pytest.raises(ModelRejected, match="kept as a pickle"):
+        from_exported(rewritten(plain, as_weights))
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_pickle_among_the_sample_inputs_does_not_run(plain, marker, protocol):
+    file = io.BytesIO()
+    torch.save(Payload(marker), file, pickle_protocol=protocol)
+
+    def change(name: str, content: bytes) -> bytes:
+        return file.getvalue() if name.endswith("sample_inputs/model.pt") else content
+
+    with pytest.raises(ModelRejected, match="pickle that would call"):
+        from_exported(rewritten(plain, change))
+    with pytest.raises(ModelRejected, match=r"not a file of torch\.save"):
+        from_exported(rewritten(plain, lambda name, old: pickle.dumps(Payload(marker)) if "sample" in name else old))
+
+
+@pytest.mark.parametrize("name", ["custom_obj_0", "opaque_obj_0"])
+def test_an_object_among_the_constants_does_not_run(plain, marker, name):
+    with pytest.raises(ModelRejected, match=f"{name}.*may run code"):
+        from_exported(
+            rewritten(plain, lambda _, old: old, **{f"archive/data/constants/{name}": pickle.dumps(Payload(marker))})
+        )
+
+
+def test_a_size_that_is_python_does_not_run_though_torch_would_run_it(plain, marker):
+    """sympy evaluates the strings that describe sizes: torch.export.load runs this, pickle or not."""
+    line = f"__import__('os').system('touch {marker}') or "
+    symbol = re.compile(rb"Symbol\('s\d+', positive=True, integer=True\)")
+
+    def change(name: str, content: bytes) -> bytes:
+        return symbol.sub(lambda found: line.encode() + found[0], content)
+
+    raw = rewritten(plain, change)
+    assert raw.count(line.encode()) > 3
+    torch.testing.assert_close(from_exported(raw)(X), digits()(X))  # it is not read
+    assert not marker.exists()
+    with EXPORTING:
+        torch.export.load(io.BytesIO(raw))
+    assert marker.exists()  # so the danger is real, and the test asks the right question
+    marker.unlink()
+
+
+def calls(target: str, *arguments: dict, names: tuple[str, ...] = ()) -> Callable[[dict], None]:
+    """Puts a call of the target first in the graph."""
+
+    def change(document: dict) -> None:
+        graph = document["graph_module"]["graph"]
+        given = [
+            {"name": n, "arg": a, "kind": 1} for n, a in zip(names or ["a"] * len(arguments), arguments, strict=True)
+        ]
+        graph["nodes"].insert(0, {"target": target, "inputs": given, "outputs": [], "metadata": {}})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.os.system",
+        "torch.hub.load",
+        "torch.ops.aten.save.default",
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten._cholesky_solve_helper.default",
+        "torch.ops.aten.relu.__class__",
+        "torch.ops.acme.mine.default",
+        "torch.ops.higher_order.call_torchbind",
+        "_operator.attrgetter",
+        "math.__loader__",
+        "#acme:mine",
+        "",
+    ],
+)
+def test_a_call_of_anything_but_plain_operations_is_refused(plain, marker, target):
+    raw = with_graph(plain, calls(target, {"as_string": f"touch {marker}"}, names=("filename",)))
+    with pytest.raises(ModelRejected, match="the graph calls"):
+        from_exported(raw)
+
+
+def of_schema_nine(document):
+    document["schema_version"]["major"] = 9
+
+
+def without_a_signature(document):
+    del document["graph_module"]["signature"]
+
+
+def with_an_unknown_value(document):
+    document["graph_module"]["graph"]["nodes"][0]["inputs"][0]["arg"] = {"as_custom_obj": {"name": "x"}}
+
+
+def with_an_unknown_argument(document):
+    document["graph_module"]["graph"]["nodes"][0]["inputs"][0]["name"] = "acme"
+
+
+def that_is_a_list(document):
+    document["graph_module"] = []
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (of_schema_nine, "schema 9"),
+        (without_a_signature, "not as torch.export writes it.*signature"),
+        (with_an_unknown_value, "as_custom_obj"),
+        (with_an_unknown_argument, "acme"),
+        (that_is_a_list, "not as torch.export writes it"),
+    ],
+)
+def test_a_graph_of_another_form_is_refused(plain, change, why):
+    with pytest.raises(ModelRejected, match=why):
+        from_exported(with_graph(plain, change))
+
+
+def members(raw: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        return {name: file.read(name) for name in file.namelist()}
+
+
+def zipped(entries: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", how) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that come twice
+        for name, content in entries:
+            file.writestr(name, content)
+    return out.getvalue()
+
+
+def claiming(raw: bytes, size: int) -> bytes:
+    """The archive whose directory says that its first member has `size` bytes."""
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        place = file.start_dir + 24
+    return raw[:place] + size.to_bytes(4, "little") + raw[place + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda raw: b"PK\x05\x06 nothing", r"not a \.pt2 archive"),
+        (lambda raw: raw[: len(raw) // 2], r"not a \.pt2 archive"),
+        (lambda raw: zipped(list(members(raw).items()), zipfile.ZIP_DEFLATED), "compressed"),
+        (lambda raw: zipped([*members(raw).items(), ("archive/../../evil", b"")]), "leaves the archive's folder"),
+        (lambda raw: zipped([*members(raw).items(), ("/etc/evil", b"")]), "leaves the archive's folder"),
+        (lambda raw: zipped([*members(raw).items(), ("elsewhere/version", b"")]), "leaves the archive's folder"),
+        (lambda raw: zipped([*members(raw).items(), ("archive/version", b""), ("archive/version", b"")]), "twice"),
+        (lambda raw: zipped([*members(raw).items(), ("archive/data/aotinductor/model/m.so", b"")]), "may run code"),
+        (lambda raw: zipped([*members(raw).items(), ("archive/models/other.json", b"{}")]), "may run code"),
+        (lambda raw: claiming(raw, 2**32 - 2), "would grow"),
+        (lambda raw: rewritten(raw, lambda n, c: b"big" if n.endswith("byteorder") else c), "stored as b'big'"),
+        (lambda raw: rewritten(raw, lambda n, c: b"{" if n.endswith("model.json") else c), "not JSON"),
+        (lambda raw: rewritten(raw, lambda n, c: b"[" * 10**6 if n.endswith("model.json") else c), "not JSON"),
+        (lambda raw: zipped([e for e in members(raw).items() if not e[0].endswith("weight_0")]), "has no .*weight_0"),
+        (lambda raw: rewritten(raw, lambda n, c: c[:-4] if n.endswith("weight_4") else c), "not as torch"),
+        (lambda raw: rewritten(raw, lambda n, c: c.replace(b'{"as_int": 768}', b'{"as_int": 76800000000}')), "claims"),
+    ],
+)  # fmt: skip
+def test_an_archive_that_is_not_what_torch_writes_is_refused(plain, change, why):
+    with pytest.raises(ModelRejected, match=why):
+        from_exported(change(plain))
+
+
+def test_an_archive_that_declares_more_than_can_be_meant_is_refused(plain, monkeypatch):
+    monkeypatch.setattr("tasks.models.archive.LARGEST", 10_000)
+    with pytest.raises(ModelRejected, match="at most 10000"):
+        from_exported(plain)
+
+
+def test_changed_bytes_of_a_graph_are_refused_before_they_are_read(plain):
+    torch.testing.assert_close(from_bytes("m", plain, digest_of(plain), "graph")(X), digits()(X))
+    with pytest.raises(EvidenceBroken, match="hash to"):
+        from_bytes("m", plain[:-1], digest_of(plain), "graph")
+
+
+@pytest.fixture
+def logged(home: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Logs a model with one of MLflow's flavours, and gives the folder that MLflow wrote."""
+
+    def log(flavour: str, model: object, **how: object) -> Path:
+        from tasks.track import client
+
+        client()
+        with EXPORTING, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what MLflow says of its own insides
+            import mlflow
+
+            place = (tmp_path / "artifacts").as_uri()
+            experiment = mlflow.create_experiment(f"foreign-{len(list(tmp_path.iterdir()))}", artifact_location=place)
+            with mlflow.start_run(experiment_id=experiment):
+                module = __import__(f"mlflow.{flavour}", fromlist=["log_model"])
+                info = module.log_model(model, name="model", pip_requirements=["torch"], **how)
+            return Path(mlflow.artifacts.download_artifacts(f"models:/{info.model_id}", dst_path=str(tmp_path / "got")))
+
+    return log
+
+
+def test_a_logged_torch_graph_is_found_and_loads(logged):
+    model = digits().eval()
+    folder = logged("pytorch", model, input_example=X[:2].numpy(), serialization_format="pt2")
+    assert found_in(folder) == ("graph", folder / "data" / "model.pt2")
+    kind, raw = bytes_in(folder)
+    torch.testing.assert_close(from_bytes("m", raw, digest_of(raw), kind)(X), model(X), rtol=0, atol=1e-6)
+
+
+def test_a_logged_graph_of_one_row_says_how_to_log_it(logged):
+    folder = logged("pytorch", digits().eval(), input_example=X[:1].numpy(), serialization_format="pt2")
+    with pytest.raises(ModelRejected, match=r"input_example=x\[:2\]"):
+        from_exported(found_in(folder)[1].read_bytes())
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["weights beside it", "all in one"])
+def test_a_logged_onnx_model_is_found_and_loads(logged, outside):
+    import onnx
+
+    model, file = digits().eval(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its own exporter old
+        torch.onnx.export(model, (X[:2],), file, dynamo=False, input_names=["x"], dynamic_axes={"x": {0: "N"}})
+    folder = logged("onnx", onnx.load_model_from_string(file.getvalue()), save_as_external_data=outside)
+    assert found_in(folder) == ("onnx", folder / "model.onnx")
+    assert outside == any(path.suffix == ".data" for path in folder.iterdir())
+    kind, raw = bytes_in(folder)
+    torch.testing.assert_close(from_bytes("m", raw, digest_of(raw), kind)(X), model(X), rtol=0, atol=1e-4)
+
+
+def test_a_logged_pickle_is_refused_with_what_to_do_instead(logged):
+    folder = logged("pytorch", digits(), serialization_format="pickle")
+    with pytest.raises(
+        ModelRejected, match=r"would run code when loaded.*serialization_format='pt2'.*package\.module:fun"
+    ):
+        found_in(folder)
+
+
+TORCH = {"pytorch": {"model_data": "data", "code": None}, "python_function": {"loader_module": "mlflow.pytorch"}}
+ONNX = {"onnx": {"data": "model.onnx"}, "python_function": {"loader_module": "mlflow.onnx"}}
+
+
+def folder_of(place: Path, flavours: object, *files: str) -> Path:
+    folder = place / "model"
+    folder.mkdir(parents=True)
+    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": flavours}))
+    for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flavours", "files", "why"),
+    [
+        (TORCH, ["data/model.pth", "data/model.pt2"], "pickle .model.pth"),
+        (TORCH, ["data/pickle_module_info.txt", "data/model.pt2"], "pickle"),
+        (TORCH | {"pytorch": {"model_data": "data", "code": "code"}}, ["data/model.pt2", "code/x.py"], "brings code"),
+        (
+            TORCH | {"python_function": {"loader_module": "mlflow.pytorch", "code": "c"}},
+            ["data/model.pt2"],
+            "brings code",
+        ),
+        (TORCH | {"python_function": {"model_code_path": "m.py"}}, ["data/model.pt2"], "brings code"),
+        (TORCH | {"python_function": {"loader_module": "acme.loader"}}, ["data/model.pt2"], "loaded by 'acme.loader'"),
+        (TORCH | ONNX, ["data/model.pt2", "model.onnx"], "neither torch nor ONNX"),
+        ({"sklearn": {"pickled_model": "model.pkl"}}, ["model.pkl"], "neither torch nor ONNX .'sklearn'"),
+        ({"x" * 999: {}}, [], "neither torch nor ONNX .without a proper name"),
+        ({}, [], "neither torch nor ONNX"),
+        (["pytorch"], [], "names no flavours"),
+        ({"pytorch": None}, [], "names no flavours"),
+        ({"pytorch": {"model_data": "../outside"}}, [], "leaves the model's folder"),
+        ({"pytorch": {"model_data": "data/../../outside"}}, [], "leaves the model's folder"),
+        ({"pytorch": {"model_data": "/etc"}}, [], "leaves the model's folder"),
+        ({"pytorch": {"model_data": ["data"]}}, [], "names no folder"),
+        ({"onnx": {"data": "../outside/model.onnx"}}, [], "leaves the model's folder"),
+        ({"onnx": {"data": "/etc/passwd"}}, [], "leaves the model's folder"),
+        ({"onnx": {"data": 7}}, [], "names no path"),
+    ],
+)
+def test_a_folder_that_would_run_code_or_leads_elsewhere_is_refused(tmp_path, flavours, files, why):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "model.pt2").write_bytes(b"")
+    (tmp_path / "outside" / "model.onnx").write_bytes(b"")
+    with pytest.raises(ModelRejected, match=why):
+        found_in(folder_of(tmp_path, flavours, *files))
+
+
+@pytest.mark.parametrize("linked", ["MLmodel", "data", "data/model.pt2"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path, linked):
+    folder = folder_of(tmp_path, TORCH, "data/model.pt2")
+    (folder / linked).rename(tmp_path / "moved")
+    (folder / linked).symlink_to(tmp_path / "moved")
+    with pytest.raises(ModelRejected, match="leaves the model's folder"):
+        found_in(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [1,1]\nb: &b [*a,*a]\nc: &c [*b,*b]\nflavors: {pytorch: {model_data: data, x: *c}}",
+        "flavors: !!python/object/apply:os.system ['touch {marker}']",
+        "flavors: " + "[" * 5000,
+        "flavors: {pytorch: {model_data: data}}\n" + "# " + "x" * 2**20,
+        "flavors: [unclosed",
+        "\x00",
+    ],
+    ids=["bomb", "object", "deep", "long", "broken", "binary"],
+)
+def test_an_mlmodel_that_is_a_trap_is_refused(tmp_path, marker, text):
+    folder = folder_of(tmp_path, TORCH, "data/model.pt2")
+    (folder / "MLmodel").write_text(text.replace("{marker}", str(marker)))
+    with pytest.raises(ModelRejected, match="MLmodel"):
+        found_in(folder)
+
+
+def test_a_folder_without_its_files_says_which_is_missing(tmp_path):
+    with pytest.raises(DataMissing, match=r"no 'data/model\.pt2'"):
+        found_in(folder_of(tmp_path / "a", TORCH, "data/other"))
+    with pytest.raises(DataMissing, match="no 'MLmodel'"):
+        found_in(tmp_path)
+
+
+def test_a_pickle_renamed_to_a_graph_does_not_run(tmp_path, marker):
+    folder = folder_of(tmp_path, TORCH, "data/model.pt2")
+    torch.save(Payload(marker), folder / "data" / "model.pt2")
+    kind, path = found_in(folder)
+    raw = path.read_bytes()
+    with pytest.raises(ModelRejected, match=r"data\.pkl.*may run code"):
+        from_bytes("m", raw, digest_of(raw), kind)
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ({"location": "../outside", "length": "4"}, "no place in a file here"),
+        ({"location": "/etc/passwd", "length": "4"}, "no place in a file here"),
+        ({"location": "linked", "length": "4"}, "leaves the model's folder"),
+        ({"location": "there", "length": "5"}, "5 bytes, but 4 are there"),
+        ({"location": "there", "offset": "-1", "length": "4"}, "no place in a file here"),
+        ({"location": "there", "length": "999999999999"}, "more than"),
+    ],
+)
+def test_onnx_weights_beside_the_file_are_read_from_its_folder_only(tmp_path, where, why):
+    import onnx
+
+    (tmp_path / "outside").write_bytes(b"abcd")
+    folder = folder_of(tmp_path, ONNX, "there")
+    (folder / "there").write_bytes(b"abcd")
+    (folder / "linked").symlink_to(tmp_path / "outside")
+    model = onnx.ModelProto()
+    tensor = model.graph.initializer.add(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in where.items():
+        tensor.external_data.add(key=key, value=value)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRejected, match=why):
+        bytes_in(folder)
+
+
+def test_the_code_of_a_model_tells_forwards_apart_and_nothing_else(tmp_path, monkeypatch):
+    body = "from torch import nn\nclass Base(nn.Module):\n    def forward(self, x):\n        return {}\n"
+    for name, result in (("first_acme", "x"), ("second_acme", "2 * x")):
+        (tmp_path / f"{name}.py").write_text(body.format(result))
+    (tmp_path / "third_acme.py").write_text("import second_acme\nclass Base(second_acme.Base):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    first, second, third = (__import__(name).Base for name in ("first_acme", "second_acme", "third_acme"))
+    kinds = [code_of(model) for model in (first(), second(), third(), nn.Linear(2, 2), nn.Linear(2, 3), Looks())]
+    assert len(set(kinds)) == len(kinds)
+    assert all(re.fullmatch("[0-9a-f]{16}", kind) for kind in kinds)
+    assert code_of(nn.Linear(2, 2)) == kinds[3]  # weights do not count
+    inherited = code_of(third())
+    (tmp_path / "second_acme.py").write_text(body.format("3 * x"))
+    assert code_of(third()) != inherited
+
+
+def test_a_class_without_source_counts_by_its_name():
+    made = {"__name__": "typed", "nn": nn}
+    exec("class Typed(nn.Module):\n    def forward(self, x):\n        return x\n", made)
+    typed = made["Typed"]
+    assert code_of(typed()) == code_of(typed())
+    typed.__qualname__ = "Other"
+    other = code_of(typed())
+    typed.__qualname__ = "Typed"
+    assert code_of(typed()) != other
