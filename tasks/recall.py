@@ -13,7 +13,7 @@ from tasks.posture.compare import Measured
 from tasks.posture.findings import Finding
 from tasks.posture.history import History
 from tasks.results import ASKED, VERDICT, load_adversarial, load_json, load_outcomes
-from tasks.track import Version, artifacts, children, model_facts, names, parent_of, registered
+from tasks.track import Version, artifacts, children, model_facts, names, parent_of, registered, run_tags
 
 if TYPE_CHECKING:
     from tasks.data import Data
@@ -98,6 +98,14 @@ def newest_measured(known: Known, number: int | None = None) -> Record:
     return max(known.records, key=lambda record: record.measured_at)
 
 
+def patience_of(known: Known) -> float | None:
+    """The days after which the newest policy calls an open finding overdue; None where nothing was measured."""
+    if not known.records:
+        return None
+    policy = load_json(newest_measured(known).run_id, VERDICT)["policy"]
+    return float(policy["max_finding_days"])
+
+
 def expected_key(data: "Data", config: "EvaluationConfig") -> str:
     """The key of the record that measuring a version by this config on the data's test split would make.
 
@@ -152,6 +160,15 @@ def decided(run: str) -> tuple[str, dict[str, Any]]:
         if VERDICT in artifacts(run_id):
             return run_id, load_json(run_id, VERDICT)
     raise WrongInput(f"run {run!r} holds no verdict. Name the run of an evaluation, or models:/NAME/3.")
+
+
+def record_of(run_id: str) -> Record | None:
+    """The record that a version bears for this run; None where a newer one took its place, or of no version."""
+    tags = run_tags(run_id)
+    if "redoubt.version" not in tags:
+        return None
+    records = known_of(tags["redoubt.model"]).version(int(tags["redoubt.version"])).records()
+    return next((record for record in records if record.run_id == run_id), None)
 
 
 def page_of(run_id: str) -> tuple[str, str] | None:

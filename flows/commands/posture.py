@@ -102,13 +102,13 @@ def explain(run: str, as_json: bool) -> None:
     """
     _settled()
     from tasks.posture.terminal import render_explain
-    from tasks.recall import decided
+    from tasks.recall import decided, record_of
 
     run_id, kept = decided(run)
     if as_json:
         click.echo(json.dumps({"run_id": run_id, **kept}, indent=2))
     else:
-        click.echo(render_explain(kept["verdict"], kept["policy"], None, **_screen()), nl=False)
+        click.echo(render_explain(kept["verdict"], kept["policy"], record_of(run_id), **_screen()), nl=False)
 
 
 @click.command()
@@ -139,7 +139,7 @@ def findings(
     from tasks.ledger import accept_finding, reopen_finding
     from tasks.posture.findings import at
     from tasks.posture.terminal import render_findings
-    from tasks.recall import known_of
+    from tasks.recall import known_of, patience_of
 
     known, now = known_of(name), datetime.now(UTC)
     if replayed:
@@ -158,22 +158,21 @@ def findings(
     if as_json:
         click.echo(json.dumps([finding.model_dump(mode="json") for finding in ledger], indent=2))
     else:
-        click.echo(render_findings(ledger, now, **_screen()), nl=False)
+        click.echo(render_findings(ledger, now, max_days=patience_of(known), **_screen()), nl=False)
 
 
 def _posture(name: str) -> str:
     """The posture page of a registered model."""
     from datetime import UTC, datetime
 
-    from tasks.posture.page import posture_page
-
     from tasks.posture.coverage import coverage
     from tasks.posture.findings import at
-    from tasks.recall import known_of
+    from tasks.posture.page import posture_page
+    from tasks.recall import known_of, patience_of
 
     known, now = known_of(name), datetime.now(UTC)
     ledger = [at(finding, now) for finding in known.findings]
-    return posture_page(known.history, ledger, coverage(known.records), now=now)
+    return posture_page(known.history, ledger, coverage(known.records), now=now, max_days=patience_of(known))
 
 
 def _settled() -> None:

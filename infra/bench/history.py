@@ -116,7 +116,6 @@ def main() -> None:
             ("history", NAME, "--csv"),
             ("history", NAME, "--html"),
             ("compare", NAME, "1", "2"),
-            ("compare", NAME, str(versions - 1), str(versions)),
             ("compare", NAME, "1", "2", "--html"),
             ("report", f"{NAME}@champion"),
             ("findings", NAME),

@@ -117,7 +117,7 @@ def _attacked(
     worst = merged([run(asked, x, no, seed=seed, warm=warm) for seed in seeds])
     found, _, soundness = examine(asked, x, no, outcomes=worst)
     stand = [f"{sign.name}: {sign.says}" for sign in soundness.alarms]
-    if worst.clean_correct.any() and not any(bool(attack.tried.any()) for attack in worst.attacks):
+    if not worst.fooled.all() and not any(bool(attack.tried.any()) for attack in worst.attacks):
         stand.append(f"no attack tried a sample under {worst.threat}")
     forward = found.forward_samples + soundness.passes  # the signs' passes are not told apart here
     return replace(found, problems=(*found.problems, *stand), forward_samples=forward)

@@ -26,7 +26,10 @@ ADVICE: dict[tuple[str, str], str] = {  # (how the check's name begins, outcome)
     ("robust accuracy under", "cannot tell"): MORE,
     ("class ", "fail"): "The samples that the reason names are the reproducers: harden against this confusion.",
     ("class ", "cannot tell"): MORE,
-    ("stored examples", "fail"): "Train on the stored examples too: the model falls to what is known already.",
+    ("stored examples", "fail"): (
+        "It falls to what is known already: harden it (defence: adversarial). To train on stored examples alone would "
+        "hide the weakness from this check and not mend it."
+    ),
     ("stored examples", "cannot tell"): f"The samples are too few, or the examples are of other data. {MORE}",
     ("findings", "fail"): "Mend what is overdue, or let its owner accept it until a date: {findings}",
     ("champion, ", "fail"): "See which samples were lost: {compare}",

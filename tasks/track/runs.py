@@ -156,7 +156,12 @@ def known_run(run_id: str) -> None:
 
 def parent_of(run_id: str) -> str:
     """The run that a stage belongs to; empty for one that is no stage."""
-    return str(client().get_run(run_id).data.tags.get("mlflow.parentRunId", ""))
+    return run_tags(run_id).get("mlflow.parentRunId", "")
+
+
+def run_tags(run_id: str) -> dict[str, str]:
+    """The tags of a run."""
+    return dict(client().get_run(run_id).data.tags)
 
 
 def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:

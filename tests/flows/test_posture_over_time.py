@@ -5,7 +5,10 @@ import io
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import torch
 
 from flows.__main__ import main
 from flows.asked import already, asked, like_before
+from flows.config import EvaluateConfig
 from flows.evaluate import evaluate_model
 from flows.pipeline import posture_pipeline
 from flows.reattack import reattack_versions
@@ -31,6 +35,7 @@ from tasks.verify import reproduce_run, verify_model
 
 pytestmark = pytest.mark.server
 NAME = "two-kinds"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -341,3 +346,93 @@ def test_already_knows_policy_and_suite(story, home):
     other = config.model_copy(update={"policy": config.policy.model_copy(update={"floor": 0.1})})
     assert already(version, other) is None
     assert aliases(NAME)["champion"] == 2
+
+
+def like(number: int, **evaluation: object) -> EvaluateConfig:
+    """How the version was evaluated the first time, some of it otherwise."""
+    config = two_kinds().as_evaluation(number)
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update=evaluation)})
+
+
+def test_a_flipped_pair_becomes_a_finding_with_the_inputs_that_flipped(story, home, capsys):
+    flipped = evaluate_model(like(1, critical_pairs=((0, 1),), samples=300))
+    (pair,) = flipped.chapters[0].report.threats[0].pairs
+    finding = next(finding for finding in known_of(NAME).findings if finding.kind == "pair")
+    assert (finding.subject, finding.state) == ("0 taken for 1", "open")
+    kept = load_adversarial(flipped.chapters[0].run_id, "linf_0.1-0-to-1")
+    assert len(kept["rows"]) == len(pair.rows) > 0
+    assert set(kept["y"]) == {0}
+    assert np.abs(kept["x_adv"] - kept["x"]).max() <= 0.1 + 1e-6
+    code, said, _ = call(capsys, *finding.reproducer.command.split()[1:])
+    assert (code, "16 of 16 examples still work" in said) == (1, True)
+
+
+def test_a_warm_start_is_at_least_as_strong_and_compared_with_its_like_only(story, home):
+    warm = evaluate_model(like(1, warm=True)).chapters[0].report
+    assert warm.warm
+    assert warm.threats[0].robust.value <= story.chapters[0].report.threats[0].robust.value
+    assert warm.comparable_with(story.chapters[0].report) == "start"
+    keys = {record.key: record.warm for record in registered(NAME)[0].records()}
+    assert set(keys.values()) == {"", warm.warm}
+
+
+def test_signed_evidence_is_verified_by_its_key_and_by_no_other(story, home, capsys, tmp_path, monkeypatch):
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    for name in ("ours", "theirs"):
+        key = Ed25519PrivateKey.generate()
+        pem = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+        (tmp_path / f"{name}.pem").write_bytes(pem)
+        public = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / f"{name}.pub").write_bytes(public)
+    monkeypatch.setenv("REDOUBT_SIGNING_KEY", str(tmp_path / "ours.pem"))
+    evaluate_model(like(2, samples=200))
+    words = ("verify", NAME, "--version", "2", "--public-key")
+    code, said, _ = call(capsys, *words, str(tmp_path / "ours.pub"))
+    assert code == 1  # the first link was made without the key
+    assert said.count("is not signed") == unsigned_links(said)
+    code, said, _ = call(capsys, *words, str(tmp_path / "theirs.pub"))
+    assert code == 1
+    assert "another key" in said or "signature" in said
+
+
+def unsigned_links(said: str) -> int:
+    """How many links of the version's chain bear no signature: all but the newest."""
+    links = int(said.split("(")[1].split()[0])
+    assert f"{links} links of evidence" in said
+    assert ", 1 signed" in said
+    return links - 1
+
+
+SLOW = """
+import time
+
+
+def slow(model, x, y, *, threat, rng):
+    \"\"\"Finds nothing, and takes its time.\"\"\"
+    time.sleep(3)
+    return x
+"""
+
+
+def test_a_killed_evaluation_goes_on_where_it_stood(story, home, tmp_path):
+    (tmp_path / "waits.py").write_text(SLOW)
+    words = [sys.executable, "-m", "flows", "evaluate", f"models:/{NAME}/1", "--suite", "quick", "--json"]
+    words += ["--set", "evaluation.attacks=[{name: 'waits:slow'}]"]
+    before = set((home / "cells").rglob("*.safetensors"))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_API")}
+    environment = kept | {"REDOUBT_HOME": str(home), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    killed = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
+    while not (done := set((home / "cells").rglob("*.safetensors")) - before):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    times = {file: file.stat().st_mtime_ns for file in done}
+    again = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert again.returncode == 1, again.stderr
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    cells = set((home / "cells").rglob("*.safetensors")) - before
+    assert len(done) < len(cells)
+    assert verify_model(NAME, 1)[0].mismatches == ()

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -6,7 +8,7 @@ from torch import nn
 from tasks.attacks import AttackConfig, ThreatModel
 from tasks.errors import WrongInput
 from tasks.metrics import EvaluationConfig, RobustnessReport, evaluate, measure, measure_pairs, pairs
-from tasks.metrics.pairs import TargetOrNot
+from tasks.metrics.pairs import TargetOrNot, attack_pairs
 from tasks.models.planted import Quantised
 from tests.metrics.test_gate import along, corner, finds, spread
 from tests.metrics.test_soundness import ByNumpy
@@ -155,3 +157,18 @@ def test_every_threat_model_s_report_holds_every_pair():
     assert [(p.source, p.target, len(p.rows)) for p in far.pairs] == [(0, 2, 5), (1, 0, 30)]
     assert report.metrics()["flipped/linf_0.15/1-0"] == pytest.approx(15 / 30)
     assert RobustnessReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_what_flips_is_handed_out_row_by_row_and_a_head_start_that_flips_all_is_no_gap():
+    run = partial(measure, threat=NEAR, suite="quick")
+    ((report, flips),) = attack_pairs(stairs(), X, Y, [(0, 1)], run, seeds=[0])
+    assert len(flips) == len(report.rows) > 0
+    assert (stairs()(flips).argmax(1) == 1).all()
+    assert ((flips - X[list(report.rows)]).abs() <= NEAR.eps + 1e-6).all()
+    head = X.clone()
+    head[list(report.rows)] = flips
+    mine = list(report.rows)
+    ((again, same),) = attack_pairs(stairs(), X[mine], Y[mine], [(0, 1)], run, seeds=[0], warm=head[mine])
+    assert again.problems == ()
+    assert again.flipped.value == 1.0
+    torch.testing.assert_close(same, flips)

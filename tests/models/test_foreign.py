@@ -21,7 +21,17 @@ from tasks.attacks.straight_through import StraightThrough
 from tasks.data import load
 from tasks.errors import DataMissing, EvidenceBroken, ModelRejected
 from tasks.metrics import measure
-from tasks.models import EXPORTING, build, bytes_in, code_of, digest_of, found_in, from_bytes, from_exported
+from tasks.models import (
+    EXPORTING,
+    build,
+    bytes_in,
+    check_model,
+    code_of,
+    digest_of,
+    found_in,
+    from_bytes,
+    from_exported,
+)
 from tasks.models.planted import Detached, Quantised
 
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -61,6 +71,17 @@ class Changing(nn.Module):
 class Looks(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :10]
+
+
+class Viewed(nn.Module):
+    """Flattens by a view, which torch refuses where channels come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return self.net(x).view(x.shape[0], -1)
 
 
 class TwoInputs(nn.Module):
@@ -160,11 +181,23 @@ def test_a_graph_answers_and_slopes_as_its_model_for_any_batch(make):
             torch.testing.assert_close(ours.grad, torchs.grad, rtol=0, atol=1e-6)
 
 
+def test_a_graph_follows_its_input_to_another_device():
+    """The meta device computes no numbers, and refuses to mix with any other as a GPU does."""
+    found = from_exported(archive(Everything().eval())).to("meta")
+    logits = found(X.to("meta"))
+    assert (logits.device.type, logits.shape) == ("meta", (5, 10))
+
+
 def test_a_graph_takes_train_and_eval_and_keeps_its_weights(plain):
     found = from_exported(plain)
     torch.testing.assert_close(found.train()(X), found.eval()(X), rtol=0, atol=0)
     assert sum(p.numel() for p in found.parameters()) == sum(p.numel() for p in digits().parameters())
-    assert torch.equal(found(X.contiguous(memory_format=torch.channels_last)), found(X))
+
+
+def test_a_graph_takes_images_in_any_layout():
+    x = X.expand(-1, 3, -1, -1).contiguous()
+    found = from_exported(archive(Viewed().eval(), x))
+    torch.testing.assert_close(found(x.contiguous(memory_format=torch.channels_last)), found(x))
 
 
 def test_hard_operations_of_a_graph_are_met_by_their_names():
@@ -266,40 +299,49 @@ def test_a_size_that_is_python_does_not_run_though_torch_would_run_it(plain, mar
     marker.unlink()
 
 
-def calls(target: str, *arguments: dict, names: tuple[str, ...] = ()) -> Callable[[dict], None]:
+def calls(target: str, argument: str, value: str) -> Callable[[dict], None]:
     """Puts a call of the target first in the graph."""
 
     def change(document: dict) -> None:
-        graph = document["graph_module"]["graph"]
-        given = [
-            {"name": n, "arg": a, "kind": 1} for n, a in zip(names or ["a"] * len(arguments), arguments, strict=True)
-        ]
-        graph["nodes"].insert(0, {"target": target, "inputs": given, "outputs": [], "metadata": {}})
+        given = [{"name": argument, "arg": {"as_string": value}, "kind": 1}]
+        node = {"target": target, "inputs": given, "outputs": [], "metadata": {}}
+        document["graph_module"]["graph"]["nodes"].insert(0, node)
 
     return change
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("target", "argument", "why"),
     [
-        "torch.os.system",
-        "torch.hub.load",
-        "torch.ops.aten.save.default",
-        "torch.ops.aten.from_file.default",
-        "torch.ops.aten._cholesky_solve_helper.default",
-        "torch.ops.aten.relu.__class__",
-        "torch.ops.acme.mine.default",
-        "torch.ops.higher_order.call_torchbind",
-        "_operator.attrgetter",
-        "math.__loader__",
-        "#acme:mine",
-        "",
+        ("torch.os.system", "command", "none of torch's plain operations"),
+        ("torch.hub.load", "repo", "none of torch's plain operations"),
+        ("torch.ops.aten.relu.__class__", "self", "none of torch's plain operations"),
+        ("torch.ops.acme.mine.default", "self", "none of torch's plain operations"),
+        ("torch.ops.higher_order.call_torchbind", "self", "none of torch's plain operations"),
+        ("_operator.attrgetter", "attr", "none of torch's plain operations"),
+        ("math.__loader__", "x", "none of torch's plain operations"),
+        ("#acme:mine", "x", "none of torch's plain operations"),
+        ("", "x", "none of torch's plain operations"),
+        ("torch.ops.aten.save.default", "item", "unknown or not safe"),
+        ("torch.ops.aten.warn.default", "message", "unknown or not safe"),
+        ("torch.ops.aten.from_file.default", "filename", "unknown or not safe"),
+        ("torch.ops.aten._print.default", "s", "unknown or not safe"),
+        ("torch.ops.aten._linalg_check_errors.default", "api_name", "unknown or not safe"),
     ],
 )
-def test_a_call_of_anything_but_plain_operations_is_refused(plain, marker, target):
-    raw = with_graph(plain, calls(target, {"as_string": f"touch {marker}"}, names=("filename",)))
-    with pytest.raises(ModelRejected, match="the graph calls"):
+def test_a_call_of_anything_but_plain_operations_is_refused(plain, marker, target, argument, why):
+    raw = with_graph(plain, calls(target, argument, f"touch {marker}"))
+    with pytest.raises(ModelRejected, match=f"the graph calls '{re.escape(target)}'.*{why}"):
         from_exported(raw)
+
+
+def test_an_argument_that_is_not_given_has_its_default(plain):
+    def without_the_first_stride(document):
+        first = document["graph_module"]["graph"]["nodes"][0]
+        assert [entry["name"] for entry in first["inputs"]] == ["input", "weight", "bias", "stride", "padding"]
+        del first["inputs"][3]
+
+    torch.testing.assert_close(from_exported(with_graph(plain, without_the_first_stride))(X), digits()(X))
 
 
 def of_schema_nine(document):
@@ -342,12 +384,12 @@ def members(raw: bytes) -> dict[str, bytes]:
         return {name: file.read(name) for name in file.namelist()}
 
 
-def zipped(entries: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED) -> bytes:
+def zipped(entries: list[tuple[str, bytes]], how: int = zipfile.ZIP_STORED, packed: str = "") -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", how) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of names that come twice
         for name, content in entries:
-            file.writestr(name, content)
+            file.writestr(name, content, zipfile.ZIP_DEFLATED if name == packed else how)
     return out.getvalue()
 
 
@@ -364,6 +406,7 @@ def claiming(raw: bytes, size: int) -> bytes:
         (lambda raw: b"PK\x05\x06 nothing", r"not a \.pt2 archive"),
         (lambda raw: raw[: len(raw) // 2], r"not a \.pt2 archive"),
         (lambda raw: zipped(list(members(raw).items()), zipfile.ZIP_DEFLATED), "compressed"),
+        (lambda raw: zipped(list(members(raw).items()), packed="archive/byteorder"), "byteorder' is compressed"),
         (lambda raw: zipped([*members(raw).items(), ("archive/../../evil", b"")]), "leaves the archive's folder"),
         (lambda raw: zipped([*members(raw).items(), ("/etc/evil", b"")]), "leaves the archive's folder"),
         (lambda raw: zipped([*members(raw).items(), ("elsewhere/version", b"")]), "leaves the archive's folder"),
@@ -388,6 +431,19 @@ def test_an_archive_that_declares_more_than_can_be_meant_is_refused(plain, monke
     monkeypatch.setattr("tasks.models.archive.LARGEST", 10_000)
     with pytest.raises(ModelRejected, match="at most 10000"):
         from_exported(plain)
+
+
+def test_a_model_is_checked_with_the_lock_of_exporting_held(monkeypatch):
+    held, export = [], torch.export.export
+
+    def watched(*given, **how):
+        held.append(EXPORTING.locked())
+        return export(*given, **how)
+
+    monkeypatch.setattr(torch.export, "export", watched)
+    check_model(digits(), "digits-cnn", X, 10)
+    assert held == [True]
+    assert not EXPORTING.locked()
 
 
 def test_changed_bytes_of_a_graph_are_refused_before_they_are_read(plain):
@@ -515,21 +571,23 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path, linked):
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        "a: &a [1,1]\nb: &b [*a,*a]\nc: &c [*b,*b]\nflavors: {pytorch: {model_data: data, x: *c}}",
-        "flavors: !!python/object/apply:os.system ['touch {marker}']",
-        "flavors: " + "[" * 5000,
-        "flavors: {pytorch: {model_data: data}}\n" + "# " + "x" * 2**20,
-        "flavors: [unclosed",
-        "\x00",
+        ("a: &a [1,1]\nb: &b [*a,*a]\nc: &c [*b,*b]\nflavors: {pytorch: {model_data: data, x: *c}}", "aliases"),
+        ("flavors: !!python/object/apply:os.system ['touch {marker}']", "not YAML: ConstructorError"),
+        ("flavors: " + "[" * 100 + "]" * 100, "nested"),
+        ("flavors: " + "[" * 10**5, "nested"),
+        ("flavors: {pytorch: {model_data: data}}\nrows: [" + "1," * 10**5 + "1]", "long"),
+        ("flavors: {pytorch: {model_data: data}}\n# " + "x" * 2**20, "bytes; at most"),
+        ("flavors: [unclosed", "not YAML: ParserError"),
+        ("\x00", "not YAML: ReaderError"),
     ],
-    ids=["bomb", "object", "deep", "long", "broken", "binary"],
+    ids=["bomb", "object", "nested", "deep", "long", "large", "broken", "binary"],
 )
-def test_an_mlmodel_that_is_a_trap_is_refused(tmp_path, marker, text):
+def test_an_mlmodel_that_is_a_trap_is_refused(tmp_path, marker, text, why):
     folder = folder_of(tmp_path, TORCH, "data/model.pt2")
     (folder / "MLmodel").write_text(text.replace("{marker}", str(marker)))
-    with pytest.raises(ModelRejected, match="MLmodel"):
+    with pytest.raises(ModelRejected, match=f"MLmodel.*{why}"):
         found_in(folder)
 
 

@@ -275,6 +275,27 @@ def test_an_exported_network_has_torchs_logits_and_slopes(make):
         torch.testing.assert_close(slope(found, ours), slope(truth, torchs), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [digits_cnn, resnet, Attention])
+def test_a_network_follows_its_input_to_another_device(make):
+    """The meta device computes no numbers, and refuses to mix with any other as a GPU does."""
+    found = from_onnx(exported(warmed(make))).to("meta")
+    logits = found(X.to("meta"))
+    assert (logits.device.type, logits.shape) == ("meta", (5, 10))
+
+
+@pytest.mark.parametrize(
+    ("body", "rest"),
+    [
+        ("i = Constant <value = int64[2, 2] {0, 1, -1, 2}> () z = Gather <axis = 2> (x, i)", "5,3"),
+        ("s = Shape (x) f = Cast <to = 1> (s) t = ReduceSum <keepdims = 0> (f) z = Mul (x, t)", "3,4"),
+        ("a = Constant <value_float = -0.3> () z = Clip (x, a) ", "4"),
+    ],
+)
+def test_numbers_that_stay_on_the_cpu_follow_where_they_are_computed_with(body, rest):
+    found = from_onnx(graph_of(body, rest).SerializeToString()).to("meta")
+    assert found(torch.zeros(2, *map(int, rest.split(",")), device="meta")).device.type == "meta"
+
+
 def test_the_weights_of_a_file_count_as_frozen_weights():
     model, found = digits_cnn(), from_onnx(exported(digits_cnn()))
     assert sum(p.numel() for p in found.parameters()) == sum(p.numel() for p in model.parameters())
@@ -318,8 +339,9 @@ def test_a_batch_size_written_into_a_reshape_follows_x(batch, shape):
         ("z = Concat <axis = 1> (x, w_2_2_4)", "2"),
         ("s = Constant <value_ints = [1, 12]> () z = Reshape (x, s)", "N"),
         ("a = ReduceMean <keepdims = 1> (x) z = Add (x, a)", "1"),
+        ("z = Squeeze (x)", "N"),
     ],
-    ids=["rows change places", "one row beside", "two rows beside", "one row of N", "rows are averaged"],
+    ids=["rows change places", "one row beside", "two rows beside", "one row of N", "averaged", "one row is lost"],
 )  # fmt: skip
 def test_a_file_whose_graph_holds_its_batch_size_is_refused(body, batch):
     with pytest.raises(ModelRejected, match="dynamic batch dimension"):
