@@ -74,7 +74,7 @@ def fetch_version(version: Version, *, run_id: str = "") -> "StoredModel":
     With run_id it is kept in that run as what the run is about. Raises ModelRejected where loading would run
     code, and EvidenceBroken where the weights are not those that were evaluated.
     """
-    stored = _ours(version) or _foreign(version)
+    stored = _ours(version) or _kept(version) or _foreign(version, run_id)
     recorded = version.tags.get("redoubt.weights_digest", stored.digest)
     if recorded != stored.digest:
         raise EvidenceBroken(
@@ -139,24 +139,41 @@ def _ours(version: Version) -> "StoredModel | None":
     return stored if stored.model_uri == version.source else None
 
 
-def _foreign(version: Version) -> "StoredModel":
-    """A version that others have logged: its exported graph or ONNX file, found without running anything."""
-    from tasks.models import StoredModel, digest_of, found_in
+def _kept(version: Version) -> "StoredModel | None":
+    """The version as its newest evaluation kept it, where that holds its weights; None otherwise."""
+    newest = max(version.records(), key=lambda record: record.measured_at, default=None)
+    stored = load_stored(newest.run_id) if newest else None
+    return stored if stored and newest and stored.weights.startswith("runs:/") else None
 
+
+def _foreign(version: Version, run_id: str) -> "StoredModel":
+    """A version that others have logged: its exported graph or ONNX file, found without running anything.
+
+    Weights that lie beside an ONNX file are put back into it, and the whole is kept in the run.
+    """
+    from tasks.models import StoredModel, bytes_in, digest_of, found_in
+
+    where = f"models:/{version.name}/{version.number}"
     with tempfile.TemporaryDirectory() as scratch:
-        where = f"models:/{version.name}/{version.number}"
         folder = download(where, scratch)
         try:
-            kind, file = found_in(folder)
+            kind, raw = bytes_in(folder)
         except ModelRejected as refused:
             raise ModelRejected(f"{where} is not loaded: {refused}") from refused
-        inside = file.relative_to(folder).as_posix()
-        digest = digest_of(file.read_bytes())
+        file = found_in(folder)[1]
+        uri, whole = f"{where}/{file.relative_to(folder).as_posix()}", raw == file.read_bytes()
+    if not whole:
+        if not run_id:
+            raise ModelRejected(
+                f"{where} keeps its weights beside the file. Evaluate it once: redoubt evaluate {where}"
+            )
+        log_bytes(run_id, raw, "weights/model.onnx")
+        uri = f"runs:/{run_id}/weights/model.onnx"
     return StoredModel(
         stage=f"version-{version.number}",
         model=where,
-        weights=f"{where}/{inside}",
-        digest=digest,
+        weights=uri,
+        digest=digest_of(raw),
         run_id=version.run_id,
         model_uri=version.source if version.source.startswith("models:/m-") else "",
         kind=kind,

@@ -20,7 +20,7 @@ BELOW = {  # what each noun may import, besides the base and itself
     "models": {"attacks", "defences"},
     "metrics": {"attacks", "data", "defences", "models"},
     "verdicts": {"attacks", "data", "models", "metrics"},
-    "evidence": {"attacks", "data", "models", "metrics", "verdicts"},
+    "evidence": {"attacks", "data", "models", "metrics", "posture", "verdicts"},
     "posture": set(),
 }
 DOORS = {"mlflow": {"track"}, "great_expectations": {"validate"}, "prefect": VERBS}

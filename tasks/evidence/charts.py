@@ -1,27 +1,20 @@
 """Charts as SVG that reads on light and on dark paper."""
 
-import io
-import re
 from collections.abc import Sequence
 
 from tasks.attacks.threat import NAMES
 from tasks.evidence.belief import causes
 from tasks.evidence.story import Chapter
+from tasks.posture.ink import COLOURS, INK, inked, to_svg
 
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#8c6d1f")  # Okabe and Ito: told apart by everybody
-INK = "#010203"  # stands for the page's own text colour
 MARKERS = "osD^v"
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "redoubt", "font.family": "sans-serif"}
-STYLE |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
-STYLE |= {f"axes.{part}color": INK for part in ("edge", "label")}
 
 
 def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
     """Accuracy against eps under the threat model of that number, one line for each chapter, as inline SVG."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]  # the stubs list every key by name
+    with inked():
         figure = Figure(figsize=(6.2, 3.7), layout="constrained")
         axes = figure.add_subplot()
         for i, chapter in enumerate(chapters):
@@ -42,15 +35,4 @@ def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="best")
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(svg.getvalue(), f"chart-{number}-")
-
-
-def _inline(svg: str, name: str) -> str:
-    """Only the <svg> element, its ink the page's and its ids its own, without the metadata that links elsewhere."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*" height="[^"]*"|(<svg\b[^>]*?) height="[^"]*"', r"\1\2", svg, count=1)
-    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{name}", svg)
-    return svg.replace(INK, "currentColor")
+        return to_svg(figure, f"chart-{number}-")

@@ -11,13 +11,9 @@ if TYPE_CHECKING:
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#8c6d1f")  # Okabe and Ito: told apart by everybody
 INK = "#010203"  # stands for the page's own text colour
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "redoubt",
-    "font.family": "sans-serif",
-    "font.sans-serif": "DejaVu Sans",
-}
-STYLE |= {"text.parse_math": False, "path.simplify": False}  # a name may hold a $, and no point is left out
+STYLE: dict[str, str | bool] = {"svg.fonttype": "none", "svg.hashsalt": "redoubt"}
+STYLE |= {"font.family": "sans-serif", "font.sans-serif": "DejaVu Sans"}
+STYLE |= {"text.usetex": False, "text.parse_math": False, "path.simplify": False}  # names hold $; no point is left out
 STYLE |= {f"{part}.color": INK for part in ("text", "xtick", "ytick")}
 STYLE |= {f"axes.{part}color": INK for part in ("edge", "label")}
 UNTOLD = dict.fromkeys(("Creator", "Date", "Format", "Type"))

@@ -25,6 +25,7 @@ from flows.reattack import reattack_versions
 from flows.recipes import two_kinds
 from tasks.attacks import SUITES
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.fetch import fetch_version, network_of
 from tasks.metrics import cell
 from tasks.models import build
 from tasks.posture.evidence import FILE
@@ -309,6 +310,52 @@ def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_is_re
     assert registered(NAME)[3].records() == []
 
 
+def test_an_onnx_file_and_a_registered_one_are_evaluated_as_the_torch_model_is(story, home, tmp_path, capsys):
+    import mlflow
+    import mlflow.onnx
+    import onnx
+
+    hardened = fetch_version(registered(NAME)[1])
+    weights = [p.detach().numpy() for p in network_of(hardened).parameters()]
+    graph = as_onnx(weights)
+    onnx.save_model(graph, tmp_path / "net.onnx")
+    words = ("evaluate", str(tmp_path / "net.onnx"), "--like", NAME, "--samples", "300", "--json")
+    code, said, err = call(capsys, *words)
+    assert code == 0, err
+    of_file = json.loads(said)["stages"][0]["robust_accuracy"]["linf_0.1"]
+    client()
+    mlflow.set_experiment(NAME)
+    with mlflow.start_run():
+        mlflow.onnx.log_model(graph, name="onnx", registered_model_name="elsewhere")  # its weights lie beside it
+    code, said, err = call(capsys, "evaluate", "models:/elsewhere/1", "--like", NAME, "--samples", "300", "--json")
+    assert code == 0, err
+    code, _, err = call(capsys, "evaluate", f"models:/{NAME}/2", "--samples", "300", "--json")
+    assert code == 0, err
+    assert json.loads(said)["stages"][0]["robust_accuracy"]["linf_0.1"] == of_file
+    theirs = newest_record(registered("elsewhere")[0]).threats[0].robust
+    assert theirs == newest_record(registered(NAME)[1]).threats[0].robust
+    assert verify_model("elsewhere")[0].mismatches == ()
+
+
+def as_onnx(weights: list[np.ndarray]) -> object:
+    """A two-layer network as an ONNX model, built by hand."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    names = ("w1", "b1", "w2", "b2")
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], transB=1),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"], transB=1),
+    ]
+    ends = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])]
+        for name, width in (("x", weights[0].shape[1]), ("logits", weights[2].shape[0]))
+    ]
+    kept = [numpy_helper.from_array(array, name) for array, name in zip(weights, names, strict=True)]
+    graph = helper.make_graph(nodes, "net", *ends, initializer=kept)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
 def test_what_a_function_returns_is_evaluated_and_reproduced(story, home, tmp_path):
     config = asked(
         "tasks.models.networks:two_kinds_mlp",
@@ -411,18 +458,28 @@ import time
 
 def slow(model, x, y, *, threat, rng):
     \"\"\"Finds nothing, and takes its time.\"\"\"
-    time.sleep(3)
+    time.sleep(1)
     return x
 """
 
 
 def test_a_killed_evaluation_goes_on_where_it_stood(story, home, tmp_path):
     (tmp_path / "waits.py").write_text(SLOW)
-    words = [sys.executable, "-m", "flows", "evaluate", f"models:/{NAME}/1", "--suite", "quick", "--json"]
+    words = [
+        sys.executable,
+        "-m",
+        "flows",
+        "evaluate",
+        f"models:/{NAME}/1",
+        "--suite",
+        "quick",
+        "--samples",
+        "1100",
+        "--json",
+    ]
     words += ["--set", "evaluation.attacks=[{name: 'waits:slow'}]"]
     before = set((home / "cells").rglob("*.safetensors"))
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_API")}
-    environment = kept | {"REDOUBT_HOME": str(home), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    environment = os.environ | {"REDOUBT_HOME": str(home), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     killed = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL)
     while not (done := set((home / "cells").rglob("*.safetensors")) - before):
         assert killed.poll() is None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from made_up import day, record, threat
 
-from tasks.posture.charts import TOP, version_chart
+from tasks.posture.charts import ACROSS, LEFT, TALL, TOP, version_chart
 from tasks.posture.coverage import coverage
 from tasks.posture.findings import Cost, Finding, Observation, Reproducer, accept, advance
 from tasks.posture.history import History
@@ -40,15 +40,14 @@ def finding(at: str, **facts) -> Finding:
 class Page(HTMLParser):
     def __init__(self, html: str):
         super().__init__()
-        self.tags, self.links, self.words, self.lines = [], [], [], []
+        self.tags, self.links, self.ids, self.words = [], [], [], []
         self.feed(html)
         self.text = " ".join(" ".join(self.words).split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href", "action", "srcset") and v]
-        if tag == "polyline":
-            self.lines.append(dict(attrs)["points"])
+        self.ids += [v for k, v in attrs if k == "id"]
 
     def handle_data(self, data):
         self.words.append(data)
@@ -72,34 +71,104 @@ def test_every_number_of_the_main_group_stands_on_the_page():
         assert says.replace("`", "") in page.text.replace("`", "")
 
 
+Point = tuple[float, float]
+
+
+def shape(svg: str, name: str) -> list[list[Point]]:
+    """The strokes and areas of that name as they are drawn: of each its points, x and y on the paper, none twice."""
+    drawn = []
+    for group in re.findall(rf'<g id="chart-\w+-\d-{name}">\s*((?:<path d="[^"]*"[^>]*>\s*)+)', svg):
+        for stroke in re.findall(r"M [^M\"]*", group):
+            points = re.findall(r"[ML] ([\d.]+) ([\d.]+)", stroke)
+            drawn.append([(float(x), float(y)) for x, y in dict.fromkeys(points)])
+    return drawn
+
+
+def lines(svg: str) -> list[list[Point]]:
+    """What joins two versions or more."""
+    return [stroke for stroke in shape(svg, "sound") if len(stroke) > 1]
+
+
+def marks(svg: str) -> list[tuple[float, str]]:
+    """Of each mark its height on the paper and what it says."""
+    found = re.findall(r'<use [^>]*?y="([\d.]+)"[^>]*><title>([^<]*)</title></use>', svg)
+    return [(float(y), said) for y, said in found]
+
+
+def height(share: float) -> float:
+    return TOP + (1 - share) * TALL
+
+
 def test_a_line_breaks_where_a_version_is_missing_or_void_and_joins_no_two_groups():
     other = {"suite": "deep", "suite_digest": "6" * 64}
     records = [record(v, 500 + v) for v in (1, 2, 4, 5, 6)] + [record(7, threat(900, sound=False)), record(8, 500)]
     records += [record(v, 300, **other, measured_at=day(40 + v), run_id=f"d{v}") for v in (5, 6, 7)]
     told = history(*records, registered=range(1, 9))
-    page = Page(posture_page(told, now=NOW))
-    assert [len(points.split()) for points in page.lines] == [3, 2, 3]  # deep's 5 to 7; standard's 1 to 2 and 4 to 6
-    heights = [{point.split(",")[1] for point in points.split()} for points in page.lines]
-    assert len(heights[0]) == 1
-    assert not heights[0] & (heights[1] | heights[2])
+    html = posture_page(told, now=NOW)
+    assert html.count("<svg") == 2
+    deep, *standard = lines(html)
+    assert [y for _, y in deep] == pytest.approx([height(0.3)] * 3)  # 5 to 7
+    assert [[y for _, y in line] for line in standard] == [
+        pytest.approx([height(0.501), height(0.502)], abs=1e-4),
+        pytest.approx([height(0.504), height(0.505), height(0.506)], abs=1e-4),
+    ]
 
 
-def test_the_height_of_a_point_is_its_share():
-    svg = version_chart(history(record(1, 0), record(2, 250), record(3, 1000)).main, 0, [1, 2, 3])
-    heights = [float(y) for y in re.findall(r'class="dot" cx="[\d.]+" cy="([\d.]+)"', svg)]
-    zero, top = heights[0], heights[2]
-    assert top == TOP
-    assert heights[1] == pytest.approx(zero - (zero - top) / 4, abs=0.1)
+def test_the_height_of_a_mark_is_the_share_that_it_tells():
+    counts = [0, 250, 613, 1000, *range(100, 136)]
+    for versions in (range(1, 5), range(1, 41), [3, 4, 9, 17]):
+        records = [record(v, threat(n, sound=n != 250)) for v, n in zip(versions, counts, strict=False)]
+        found = marks(version_chart(history(*records).main, 0, list(versions)))
+        assert len(found) == len(records)
+        told = {said.removesuffix(", void"): y for y, said in found}
+        for of in records:
+            share = of.threats[0].robust
+            said = f"version {of.version}: {share.value:.1%} [{share.lo:.1%}, {share.hi:.1%}]"
+            assert told[said] == pytest.approx(height(share.value), abs=1e-4)
+        assert [said[:9] for _, said in found if said.endswith("void")] == [f"version {versions[1]}"]
+
+
+def test_the_band_is_the_interval_and_a_version_alone_has_a_bar():
+    records = [record(v, 100 * v) for v in (1, 2, 4)]
+    svg = version_chart(history(*records, registered=[1, 2, 3, 4]).main, 0, [1, 2, 3, 4])
+    one, two, four = (of.threats[0].robust for of in records)
+    (band,) = shape(svg, "band")
+    edges = {height(share) for of in (one, two) for share in (of.lo, of.hi)}
+    assert sorted({y for _, y in band}) == pytest.approx(sorted(edges), abs=1e-4)
+    ((_, bottom), (_, top)) = shape(svg, "alone")[0]
+    assert (bottom, top) == pytest.approx((height(four.lo), height(four.hi)), abs=1e-4)
+
+
+def test_the_floor_steps_where_the_policy_moved_it():
+    floors = {1: 0.5, 2: 0.5, 3: 0.7, 4: 0.7}
+    records = [record(v, threat(600, floor=floor)) for v, floor in floors.items()]
+    (floor,) = shape(version_chart(history(*records).main, 0, list(floors)), "floor")
+    assert [y for _, y in floor] == pytest.approx([height(0.5)] * 2 + [height(0.7)] * 2, abs=1e-4)
+    assert [x for x, _ in floor] == pytest.approx([LEFT, LEFT + ACROSS / 2, LEFT + ACROSS / 2, LEFT + ACROSS])
+
+
+@pytest.mark.parametrize("versions", [[1], [3, 17], [7, 203], [1, 2, 3], list(range(1, 201)), list(range(996, 1010))])
+def test_a_few_versions_are_named_at_their_place(versions):
+    svg = version_chart(history(*(record(v, 600) for v in versions)).main, 0, versions)
+    named = re.findall(r'<text [^>]* x="([\d.]+)"[^>]*>(\d+)</text>', svg)
+    assert 1 <= len(named) <= 9
+    first, span = versions[0] - 0.5, versions[-1] - versions[0] + 1
+    for x, version in named:
+        assert float(x) == pytest.approx(LEFT + (int(version) - first) / span * ACROSS, abs=1e-4)
 
 
 def test_a_void_number_is_hollow_has_no_line_and_is_told_as_void():
     records = [record(1, 600), record(2, threat(900, sound=False, alarms=("zero gradients",))), record(3, 610)]
     html = posture_page(history(*records, aliases={"champion": 2}), now=NOW)
     page = Page(html)
-    assert html.count('class="hollow"') == 1
+    hollow = html[html.index('-void">') :]
+    assert len(marks(hollow)) == 1
+    assert "fill-opacity: 0;" in hollow[: hollow.index("</title>")]
+    assert "fill-opacity: 0;" not in html[: html.index('-void">')]
+    assert lines(html) == []
+    assert shape(html, "band") == []
     assert "<s>90.0%</s>" in html  # in its card
     assert html.count('<s title="void">90.0%</s>') == 2  # among the void numbers, and among all
-    assert page.lines == []
     assert "2 of 3 numbers of the main group are sound" in page.text
     assert "zero gradients" in page.text
     assert "Version 2 (champion) has no number that can be believed" in page.text
@@ -181,12 +250,26 @@ def test_names_show_as_text_and_nothing_is_loaded():
     assert "<script" not in html
     assert "<img" not in html
     assert "{{ 7*7 }}" in html
-    assert page.links == []
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
     assert not {"script", "link", "img", "iframe", "object", "embed", "form", "base"} & set(page.tags)
     assert "url(" not in html
     assert "@import" not in html
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in html
+
+
+def test_charts_share_no_id_load_nothing_and_are_the_same_every_time():
+    records = [record(v, threat(500 + v, sound=v != 2), 400) for v in (1, 2, 3)]
+    records += [record(v, 400, 300, suite_digest="6" * 64, measured_at=day(9 + v)) for v in (1, 2, 3)]
+    html, again = (posture_page(history(*records, aliases={"champion": 2}), now=NOW) for _ in range(2))
+    page = Page(html)
+    assert page.tags.count("svg") == 4
+    assert len(set(page.ids)) == len(page.ids)
+    assert page.links
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert "://" not in html
+    assert "#010203" not in html  # the ink is the page's own
+    assert html == again
 
 
 class Balanced(HTMLParser):
@@ -218,6 +301,7 @@ def test_two_hundred_versions_stand_on_one_page_and_only_the_newest_outside_a_fo
     html = posture_page(history(*records, aliases={"champion": 200}), coverage=coverage(records), now=NOW)
     page = Page(html)
     assert page.tags.count("svg") == 3
+    assert [len(line) for line in lines(html)] == [200] * 3
     assert all(of.run_id in page.text for of in records)
     assert "188 older versions" in page.text
 
@@ -228,12 +312,17 @@ def test_what_stands_between_backticks_is_code_and_a_lone_backtick_is_text():
     assert "<code>" not in coded("one ` alone")
 
 
-def test_the_pages_need_neither_torch_nor_mlflow_nor_a_plotting_library():
+def test_the_pages_need_neither_torch_nor_mlflow_and_load_matplotlib_for_a_chart_only():
     code = (
-        "import sys, tasks.posture.page, tasks.posture.compare, tasks.posture.terminal;"
-        "from datetime import UTC, datetime; from tasks.posture.history import History;"
-        "tasks.posture.page.posture_page(History.of('x', [], {}, []), now=datetime.now(UTC));"
-        "print([m for m in ('torch', 'mlflow', 'prefect', 'pandas', 'matplotlib', 'sklearn') if m in sys.modules])"
+        "import sys; sys.path.append('tests/posture');"
+        "import tasks.posture.page, tasks.posture.compare, tasks.posture.terminal;"
+        "from datetime import UTC, datetime; from tasks.posture.history import History; from made_up import record;"
+        "none, one = History.of('digits', [], {}, []), History.of('digits', [record(1, 600)], {}, [1]);"
+        "loaded = lambda: [m for m in NAMES if m in sys.modules];"
+        "draw = lambda told: tasks.posture.page.posture_page(told, now=datetime.now(UTC));"
+        "draw(none); print(loaded()); draw(one); print(loaded())"
     )
+    names = ("torch", "mlflow", "prefect", "pandas", "sklearn", "matplotlib", "matplotlib.pyplot")
+    code = code.replace("NAMES", str(names))
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert ran.stdout.strip() == "[]"
+    assert ran.stdout.split("\n")[:2] == ["[]", "['matplotlib']"]
