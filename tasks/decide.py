@@ -13,7 +13,8 @@ from tasks.ledger import advanced, observed
 from tasks.metrics import EvaluationConfig, RobustnessReport
 from tasks.metrics.replayed import ReplayReport
 from tasks.models import StoredModel
-from tasks.posture.findings import Finding, overdue
+from tasks.posture.finding import Finding
+from tasks.posture.findings import overdue
 from tasks.recall import known_of
 from tasks.track import log_dict, registered, set_tags
 from tasks.verdicts import Check, Policy, Verdict, judge

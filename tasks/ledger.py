@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tasks.errors import WrongInput
-from tasks.posture.findings import Cost, Finding, Observation, Replayed, Reproducer, accept, advance, reopen
+from tasks.posture.finding import Cost, Finding, Observation, Replayed, Reproducer
+from tasks.posture.findings import accept, advance, reopen
 from tasks.results import load_adversarial, to_npz
 from tasks.track import log_bytes, tag_model
 

@@ -10,7 +10,7 @@ from tasks.ledger import FINDING
 from tasks.lookup import did_you_mean
 from tasks.posture import Record, key_of
 from tasks.posture.compare import Measured
-from tasks.posture.findings import Finding
+from tasks.posture.finding import Finding
 from tasks.posture.history import History
 from tasks.results import ASKED, VERDICT, load_adversarial, load_json, load_outcomes
 from tasks.track import Version, artifacts, children, model_facts, names, parent_of, registered, run_tags

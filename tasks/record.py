@@ -19,7 +19,8 @@ from tasks.posture import Record, ThreatRecord
 from tasks.posture.bom import ml_bom
 from tasks.posture.card import model_card
 from tasks.posture.coverage import coverage
-from tasks.posture.findings import Finding, crowned, ledger_metrics
+from tasks.posture.finding import Finding
+from tasks.posture.findings import crowned, ledger_metrics
 from tasks.prove import prove
 from tasks.recall import known_of
 from tasks.replay import corpus_place, corpus_tag, load_corpus

@@ -23,7 +23,7 @@ from tasks.metrics.replayed import ReplayReport
 from tasks.metrics.report import packed
 from tasks.metrics.transfer import Transfer, transfer
 from tasks.models import StoredModel
-from tasks.posture.findings import Finding
+from tasks.posture.finding import Finding
 from tasks.recall import Known, known_of
 from tasks.results import REPLAY, load_adversarial, load_arrays, load_report
 from tasks.track import Version, load_bytes, log_dict, log_metrics, model_facts, timed

@@ -6,6 +6,7 @@ from tasks.metrics.config import EvaluationConfig, choose_rows
 from tasks.metrics.corpus import Corpus, Replay, begin_at, replay
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.escalation import examine
+from tasks.metrics.evaluation import evaluate
 from tasks.metrics.gate import EarlyDecision, decide_early
 from tasks.metrics.groups import ClassRow, PairRow, by_class, by_pair
 from tasks.metrics.outcomes import AttackOutcome, Outcomes, measure
@@ -14,7 +15,6 @@ from tasks.metrics.report import (
     AttackRow,
     RobustnessReport,
     ThreatReport,
-    evaluate,
 )
 from tasks.metrics.seeds import merged
 from tasks.metrics.soundness import Sign, Soundness, Step

@@ -1,33 +1,19 @@
 """RobustnessReport: what one evaluation found, small enough to travel between steps and to be read by people."""
 
 import base64
-import platform
 import re
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
-from functools import partial
 
 import numpy as np
-import torch
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from tasks.attacks import Suite, ThreatModel
-from tasks.metrics.code import grounds
-from tasks.metrics.config import EvaluationConfig
-from tasks.metrics.curve import CurvePoint, security_curve
-from tasks.metrics.escalation import examine
-from tasks.metrics.groups import ClassRow, PairRow, by_class, by_pair
-from tasks.metrics.outcomes import Outcomes, measure
-from tasks.metrics.pairs import PairReport, attack_pairs, check_pairs
-from tasks.metrics.seeds import merged
+from tasks.attacks import ThreatModel
+from tasks.metrics.curve import CurvePoint
+from tasks.metrics.groups import ClassRow, PairRow
+from tasks.metrics.outcomes import Outcomes
+from tasks.metrics.pairs import PairReport
 from tasks.metrics.soundness import Soundness
-from tasks.metrics.store import CellStore, Entry, tensor_digest
 from tasks.statistics import Share, Spread
-
-CONFUSIONS = 20  # pairs of classes that a report keeps, the most frequent ones
 
 
 class AttackRow(BaseModel, frozen=True, extra="forbid"):
@@ -190,143 +176,6 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
 
         mine, theirs = facts(self), facts(other)
         return next((what for what in mine if mine[what] != theirs[what]), None)
-
-
-def evaluate(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    config: EvaluationConfig,
-    *,
-    stage: str = "model",
-    split: str = "test",
-    data: str = "data",
-    data_digest: str = "",
-    weights_digest: str = "",
-    model_code: str = "",
-    store: CellStore | None = None,
-    warm: Mapping[str, Tensor] | None = None,
-    progress: bool = False,
-) -> tuple[RobustnessReport, list[Outcomes]]:
-    """Measure the model under every threat model; the report, and behind it each sample's outcome.
-
-    warm: inputs [N, ...] to begin at, under the names of some threat models, as measure() takes them.
-
-    store: where results are looked up before they are computed: the whole of a threat model, else its cells. It needs
-    weights_digest. model_code is a digest of the code that the model is built by, which with the same weights may
-    compute something else. What comes from the store says what it cost at first. Nothing is stored where an attack or
-    the model raised.
-
-    Raises what measure() raises, and WrongInput for a critical pair of a class that the model does not know.
-    """
-    check_pairs(model, x, config.critical_pairs)
-    started, suite = time.perf_counter(), config.resolved_suite()
-    results, reports = [], []
-    weights, facts = f"{weights_digest}-{model_code}" if weights_digest else "", {}
-    store = store if weights else None
-    if store is not None:
-        facts = {"stage": "threat", "weights": weights, "samples": tensor_digest(x, y), **grounds(model, x)}
-        facts |= config.facts()
-    run = partial(_under, model=model, x=x, y=y, config=config, suite=suite, store=store, weights=weights)
-    for threat in config.threats:
-        begin = warm.get(threat.name) if warm else None
-        facts["warm"] = "" if begin is None else tensor_digest(begin)
-        outcomes, report = _once(store, facts, threat, suite, partial(run, threat, warm=begin, progress=progress))
-        results.append(outcomes)
-        reports.append(report)
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    return RobustnessReport(
-        stage=stage,
-        split=split,
-        data=data,
-        data_digest=data_digest,
-        weights_digest=weights_digest,
-        clean=reports[0].clean,
-        threats=tuple(reports),
-        confidence=config.confidence,
-        seed=config.seed,
-        seeds=config.seeds,
-        correct=packed(results[0].clean_correct),
-        measured_at=min(report.measured_at for report in reports),
-        warm=tensor_digest(*warm.values()) if warm else "",
-        device=device,
-        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        seconds=time.perf_counter() - started,
-    ), results
-
-
-def _once(
-    store: CellStore | None,
-    facts: Mapping[str, object],
-    threat: ThreatModel,
-    suite: Suite,
-    run: Callable[[], tuple[Outcomes, ThreatReport]],
-) -> tuple[Outcomes, ThreatReport]:
-    """What run() returns, from the store where it is there."""
-    if store is None:
-        return run()
-    return store.once({**facts, "threat": threat.digest}, run, save=_entry, load=partial(_loaded, threat, suite))
-
-
-def _entry(result: tuple[Outcomes, ThreatReport]) -> Entry | None:
-    """The result as it is stored; None where something was raised, since another try may go better."""
-    outcomes, report = result
-    told = [sign.says for sign in report.soundness.alarms] if report.soundness else []
-    told += [problem for pair in report.pairs for problem in pair.problems]
-    if report.problems or any("raised" in words for words in told):
-        return None
-    entry = outcomes.entry()
-    return Entry(entry.tensors, {**entry.values, "report": report.model_dump(mode="json")})
-
-
-def _loaded(threat: ThreatModel, suite: Suite, entry: Entry) -> tuple[Outcomes, ThreatReport]:
-    values = dict(entry.values)
-    report = ThreatReport.model_validate(values.pop("report"))
-    return Outcomes.of(Entry(entry.tensors, values), threat=threat, suite=suite), report
-
-
-def _under(
-    threat: ThreatModel,
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    config: EvaluationConfig,
-    suite: Suite,
-    *,
-    store: CellStore | None,
-    weights: str,
-    warm: Tensor | None,
-    progress: bool,
-) -> tuple[Outcomes, ThreatReport]:
-    """Each sample's outcome under one threat model, the worst over the seeds, and the report of it."""
-    attack = partial(measure, threat=threat, suite=suite, precision=config.precision)
-    seeds = range(config.seed, config.seed + config.seeds)
-    whole = partial(attack, model, x, y, warm=warm, progress=progress, store=store, weights=weights)
-    of_seed = [whole(seed=seed) for seed in seeds]
-    outcomes, curve = security_curve(
-        model, x, y, outcomes=merged(of_seed), confidence=config.confidence, store=store, weights=weights
-    )
-    outcomes, curve, soundness = examine(model, x, y, outcomes=outcomes, curve=curve, confidence=config.confidence)
-    found = attack_pairs(
-        model, x, y, config.critical_pairs, attack, seeds=seeds, warm=outcomes.nearest, confidence=config.confidence
-    )
-    outcomes = replace(outcomes, flips=torch.cat([flips for _, flips in found]) if found else None)
-    report = ThreatReport.of(outcomes, curve=curve, confidence=config.confidence)
-    spread = Spread.of([found.robust_accuracy for found in of_seed]) if config.seeds > 1 else None
-    groups: dict[str, object] = {
-        "classes": by_class(outcomes, y, confidence=config.confidence),
-        "confusions": by_pair(outcomes, y, max(2, _classes(outcomes, y)), confidence=config.confidence)[:CONFUSIONS],
-    }
-    groups |= {
-        "pairs": tuple(pair for pair, _ in found),
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return outcomes, report.model_copy(update={"spread": spread, "soundness": soundness} | groups)
-
-
-def _classes(outcomes: Outcomes, y: Tensor) -> int:
-    """How many classes labels and answers name."""
-    return 1 + max(int(y.max()), int(outcomes.prediction.max()))
 
 
 def packed(flags: Tensor) -> str:

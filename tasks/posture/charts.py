@@ -103,11 +103,11 @@ def _interval(axes: "Axes", sound: Numbers, versions: Sequence[int], colour: str
     runs = [list(run) for held, run in groupby(versions, key=sound.__contains__) if held]
     alone = [run[0] for run in runs if len(run) == 1]
     others = {version: number for version, number in sound.items() if version not in alone}
-    shape: dict[str, Any] = {"color": colour, "clip_on": False}
-    axes.fill_between(versions, *_ends(others, versions), alpha=0.2, linewidth=0, gid="band", **shape)
+    shape: dict[str, Any] = {"facecolor": colour, "edgecolor": "none", "alpha": 0.2}
+    axes.fill_between(versions, *_ends(others, versions), clip_on=False, gid="band", **shape)
     if alone:
-        width = min(6, ACROSS / len(versions))
-        axes.vlines(alone, *_ends(sound, alone), alpha=0.25, linewidth=width, gid="alone", **shape)
+        shape = {"color": colour, "alpha": 0.25, "linewidth": min(6, ACROSS / len(versions))}
+        axes.vlines(alone, *_ends(sound, alone), clip_on=False, gid="alone", **shape)
 
 
 def _ends(numbers: Numbers, versions: Sequence[int]) -> tuple[list[float], list[float]]:

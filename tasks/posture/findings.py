@@ -10,194 +10,31 @@ One rule orders the versions: an observation of a version older than the newest 
 changes no state. Old versions stay as weak as they were known to be; only the newest one can mend or break anything.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from statistics import mean
-from typing import Annotated, Any, Literal, Self
-
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from typing import Any
 
 from tasks.errors import WrongInput
 from tasks.posture.catalogue import ids_of, in_order
-
-Kind = Literal["robustness", "pair"]
-State = Literal["open", "mitigated", "verified", "regressed", "accepted"]
-Fresh = Literal["pass", "fail", "cannot tell"]
-Replayed = Literal["pass", "fail", "not run"]
-STATES: tuple[State, ...] = ("open", "mitigated", "verified", "regressed", "accepted")
+from tasks.posture.finding import (
+    LABEL,
+    SENTENCE,
+    STATES,
+    WHY,
+    Finding,
+    Observation,
+    State,
+    Transition,
+    in_utc,
+    length_of,
+    moment_of,
+    shortened,
+)
 
 MOST = 4_500  # characters of a finding's JSON; a tag of MLflow's holds 5,000
-SENTENCE, WHY, LABEL = 320, 160, 128  # characters, as JSON, of a text that may be cut
 LONGEST = timedelta(days=366)  # that a finding is accepted for
 DAY = timedelta(days=1)
-
-
-def _moment(value: datetime | str) -> datetime:
-    """The moment in UTC. Raises WrongInput for what is no moment, or names no time zone."""
-    try:
-        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
-        if moment.tzinfo is None:
-            raise WrongInput(f"{value} names no time zone. Write e.g. 2026-03-01T12:00:00+00:00.")
-        return moment.astimezone(UTC)
-    except OverflowError as error:
-        raise WrongInput(f"{value} is out of the calendar's range.") from error
-    except ValueError as error:
-        raise WrongInput(f"{value!r} is no moment: {error}") from error
-
-
-def _iso(value: datetime | str) -> str:
-    return _moment(value).isoformat()
-
-
-def _length(text: str) -> int:
-    """How many characters the text takes in JSON, without its quotation marks."""
-    return len(json.dumps(text, ensure_ascii=False)) - 2
-
-
-def _at_most(most: int) -> AfterValidator:
-    def checked(text: str) -> str:
-        if _length(text) > most:
-            raise ValueError(f"{text[:40]!r}... takes {_length(text)} characters, at most {most} fit a finding")
-        return text
-
-    return AfterValidator(checked)
-
-
-def _short(text: str, most: int) -> str:
-    """The text on one line, cut so that it takes no more than `most` characters in JSON."""
-    text = " ".join(text.split())
-    if _length(text) <= most:
-        return text
-    text = text[: most - 3]
-    while _length(text) > most - 3:
-        text = text[:-1]
-    return f"{text}..."
-
-
-Moment = Annotated[str, AfterValidator(_iso)]
-Word = Annotated[str, _at_most(64)]
-Name = Annotated[str, _at_most(256)]
-Address = Annotated[str, _at_most(512)]
-
-
-class Cost(BaseModel, frozen=True, extra="forbid"):
-    """What it took, per fooled sample."""
-
-    queries: float = Field(ge=0, allow_inf_nan=False, description="samples passed forward")
-    gradients: float = Field(ge=0, allow_inf_nan=False, description="samples passed backward")
-    seconds: float = Field(ge=0, allow_inf_nan=False)
-
-
-class Reproducer(BaseModel, frozen=True, extra="forbid"):
-    """How to see the weakness again."""
-
-    uri: Address = Field(description="of the .npz with the examples, in MLflow")
-    seed: int = Field(ge=0, lt=2**64)
-    command: Address = Field(description="one line for a shell")
-
-
-class Observation(BaseModel, frozen=True, extra="forbid"):
-    """What one evaluation of one version says about one weakness."""
-
-    name: Name = Field(min_length=1, description="of the registered model")
-    kind: Kind
-    threat: Word = Field(min_length=1, description="name of the threat model, e.g. linf_0.15")
-    label: str = Field(description="of the threat model, for people")
-    subject: Word = Field("", description="of a pair, e.g. 3 taken for 8")
-    data: str = Field(description="name of the dataset")
-    version: int = Field(ge=1)
-    run_id: Word
-    at: Moment = Field(description="ISO 8601 with a time zone; kept in UTC")
-    fresh: Fresh = Field(description="the policy's check after a fresh adaptive attack")
-    replay: Replayed = Field("not run", description="the stored examples again; not run where there are none")
-    sound: bool = Field(description="whether the numbers may be believed; a pass that may not be is none")
-    says: str = Field(description="one sentence with the figures")
-    attacks: tuple[str, ...] = Field((), description="names of those that fooled")
-    cost: Cost | None = None
-    reproducer: Reproducer | None = None
-
-    @property
-    def id(self) -> str:
-        """Of the finding that this speaks about."""
-        return id_of(name=self.name, kind=self.kind, threat=self.threat, subject=self.subject, data=self.data)
-
-    @property
-    def answer(self) -> Fresh:
-        """Of the fresh attack; a pass that may not be believed tells nothing."""
-        return "cannot tell" if self.fresh == "pass" and not self.sound else self.fresh
-
-    @property
-    def failed(self) -> bool:
-        """Whether the weakness was seen."""
-        return "fail" in (self.fresh, self.replay)
-
-    @property
-    def why(self) -> str:
-        """Both answers and the sentence, short enough for a history."""
-        doubt = ", not to be believed" if self.fresh != self.answer else ""
-        return _short(f"fresh attack: {self.fresh}{doubt}; replay: {self.replay}. {self.says}", WHY)
-
-
-class Transition(BaseModel, frozen=True, extra="forbid"):
-    """One line of a finding's history: the state from then on."""
-
-    at: Moment
-    state: State
-    version: int = Field(ge=1)
-    run_id: Word = ""
-    why: Annotated[str, _at_most(WHY)]
-
-
-class Finding(BaseModel, frozen=True, extra="forbid"):
-    """One weakness of one registered model. model_dump_json() stays below 4,500 characters."""
-
-    id: str = Field(pattern="^F-[0-9a-f]{8}$")
-    name: Name = Field(description="of the registered model")
-    kind: Kind
-    threat: Word
-    label: Annotated[str, _at_most(LABEL)]
-    subject: Word = ""
-    data: Annotated[str, _at_most(LABEL)] = Field(description="name of the dataset, cut if it is long")
-    says: Annotated[str, _at_most(SENTENCE)] = Field(description="when it was last seen to fail")
-    first_version: int = Field(ge=1, description="the oldest that is known to be weak")
-    last_version: int = Field(ge=1, description="the newest that was observed")
-    found_at: Moment
-    seen_at: Moment = Field(description="of the last observation")
-    ids: tuple[Annotated[str, _at_most(16)], ...] = Field(max_length=16, description="of the threat catalogue")
-    cost: Cost | None = None
-    reproducer: Reproducer | None = None
-    state: State
-    fresh: Fresh = Field("cannot tell", description="the fresh attack's last answer on last_version")
-    replay: Replayed = Field("not run", description="the replay's last answer on last_version")
-    owner: Annotated[str, _at_most(LABEL)] = ""
-    expires: date | None = Field(None, description="the last day on which it is accepted, UTC")
-    reason: Annotated[str, _at_most(SENTENCE)] = Field("", description="why it is accepted")
-    verified_version: int | None = Field(None, ge=1, description="the first on which both checks passed")
-    verified_at: Moment | None = None
-    closed_at: Moment | None = Field(None, description="when a version that has it mended became champion")
-    history: tuple[Transition, ...] = Field((), description="the first line and the newest ones")
-
-    @model_validator(mode="after")
-    def _holds_together(self) -> Self:
-        if self.first_version > self.last_version:
-            raise ValueError(f"first_version={self.first_version} is newer than last_version={self.last_version}.")
-        accepted, verified = self.state == "accepted", self.state == "verified"
-        given = (self.expires is not None, bool(self.reason))
-        if given != (accepted, accepted) or (accepted and not self.owner):
-            raise ValueError(f"{self.id} is {self.state}: owner, expires and reason belong to an accepted finding.")
-        if (self.verified_version is not None, self.verified_at is not None) != (verified, verified):
-            raise ValueError(f"{self.id} is {self.state}: verified_version and _at belong to a verified finding.")
-        if self.closed_at is not None and not verified:
-            raise ValueError(f"{self.id} is {self.state}: only a verified finding is closed.")
-        return self
-
-
-def id_of(*, name: str, kind: Kind, threat: str, subject: str, data: str) -> str:
-    """F- and eight hex digits: the same weakness found again, of the same model on the same data, has the same id."""
-    facts = json.dumps([name, kind, threat, subject, data])
-    return f"F-{hashlib.sha256(facts.encode()).hexdigest()[:8]}"
 
 
 def advance(finding: Finding | None, observation: Observation) -> Finding | None:
@@ -235,7 +72,7 @@ def _found(observation: Observation) -> Finding:
         kind=observation.kind,
         threat=observation.threat,
         subject=observation.subject,
-        data=_short(observation.data, LABEL),
+        data=shortened(observation.data, LABEL),
         first_version=observation.version,
         last_version=observation.version,
         found_at=observation.at,
@@ -277,8 +114,8 @@ def _described(observation: Observation, finding: Finding | None) -> dict[str, A
     """What an observation that failed says of the weakness; what it leaves out stays as it was."""
     norm, known = observation.threat.partition("_")[0], finding.ids if finding else ()
     return {
-        "label": _short(observation.label, LABEL),
-        "says": _short(observation.says, SENTENCE),
+        "label": shortened(observation.label, LABEL),
+        "says": shortened(observation.says, SENTENCE),
         "ids": in_order({*known, *ids_of(norm, observation.attacks)}),
         "cost": observation.cost or (finding and finding.cost),
         "reproducer": observation.reproducer or (finding and finding.reproducer),
@@ -306,7 +143,7 @@ def _changed(finding: Finding, note: Transition | None, **changes: Any) -> Findi
 
 def at(finding: Finding, now: datetime | str) -> Finding:
     """The finding as it stands at that moment: open again from the day after the one until which it was accepted."""
-    return _as_of(finding, _moment(now))
+    return _as_of(finding, moment_of(now))
 
 
 def _as_of(finding: Finding, now: datetime) -> Finding:
@@ -318,7 +155,7 @@ def _as_of(finding: Finding, now: datetime) -> Finding:
 
 def _reopened(finding: Finding, why: str, now: datetime) -> Finding:
     """Open, with its answers forgotten, so that even the version that gave them is asked anew."""
-    note = Transition(at=now.isoformat(), state="open", version=finding.last_version, why=_short(why, WHY))
+    note = Transition(at=now.isoformat(), state="open", version=finding.last_version, why=shortened(why, WHY))
     forgotten = {"fresh": "cannot tell", "replay": "not run", "expires": None, "reason": ""}
     never = {"verified_version": None, "verified_at": None, "closed_at": None}
     return _changed(finding, note, state="open", **forgotten, **never)
@@ -329,7 +166,7 @@ def reopen(finding: Finding, *, reason: str, at: datetime | str) -> Finding:
 
     Raises WrongInput without a reason, or unless the finding is accepted or verified.
     """
-    now, reason = _moment(at), _text("reason", reason, SENTENCE)
+    now, reason = moment_of(at), _text("reason", reason, SENTENCE)
     finding = _as_of(finding, now)
     if finding.state not in ("accepted", "verified"):
         raise WrongInput(f"{finding.id} is {finding.state}; only an accepted or a verified finding can be reopened.")
@@ -341,7 +178,7 @@ def accept(finding: Finding, *, owner: str, expires: date | str, reason: str, at
 
     Raises WrongInput for an empty owner or reason, another date, or a finding that is verified.
     """
-    now = _moment(at)
+    now = moment_of(at)
     finding, day = _as_of(finding, now), _day(expires)
     owner, reason = _text("owner", owner, LABEL), _text("reason", reason, SENTENCE)
     if finding.state == "verified":
@@ -355,7 +192,7 @@ def accept(finding: Finding, *, owner: str, expires: date | str, reason: str, at
         at=now.isoformat(),
         state="accepted",
         version=finding.last_version,
-        why=_short(f"by {owner} until {day}: {reason}", WHY),
+        why=shortened(f"by {owner} until {day}: {reason}", WHY),
     )
     return _changed(finding, note, state="accepted", owner=owner, expires=day, reason=reason)
 
@@ -373,8 +210,8 @@ def _text(what: str, text: str, most: int) -> str:
     text = " ".join(text.split())
     if not text:
         raise WrongInput(f"{what} is empty. Say who answers for the finding (owner), and why (reason).")
-    if _length(text) > most:
-        raise WrongInput(f"{what} takes {_length(text)} characters, at most {most} fit. Shorten it.")
+    if length_of(text) > most:
+        raise WrongInput(f"{what} takes {length_of(text)} characters, at most {most} fit. Shorten it.")
     return text
 
 
@@ -382,19 +219,19 @@ def crowned(finding: Finding, version: int, at: datetime | str) -> Finding:
     """The finding after that version became champion: closed, if it is verified in that version or an older one."""
     if finding.verified_version is None or version < finding.verified_version or finding.closed_at:
         return finding
-    now = _iso(at)
+    now = in_utc(at)
     note = Transition(at=now, state=finding.state, version=version, why=f"version {version} became champion")
     return _changed(finding, note, closed_at=now)
 
 
 def age_days(finding: Finding, now: datetime | str) -> float:
     """Days since it was found, whatever became of it."""
-    return (_moment(now) - _moment(finding.found_at)) / DAY
+    return (moment_of(now) - moment_of(finding.found_at)) / DAY
 
 
 def patch_latency_days(finding: Finding) -> float | None:
     """Days from when it was found until a version that has it mended became champion; None before that."""
-    return None if finding.closed_at is None else (_moment(finding.closed_at) - _moment(finding.found_at)) / DAY
+    return None if finding.closed_at is None else (moment_of(finding.closed_at) - moment_of(finding.found_at)) / DAY
 
 
 def overdue(findings: Sequence[Finding], max_days: float, now: datetime | str) -> tuple[Finding, ...]:

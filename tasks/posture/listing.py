@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from tasks.posture.findings import Finding, State, age_days, at, overdue
+from tasks.posture.finding import Finding, State
+from tasks.posture.findings import age_days, at, overdue
 
 STANDING: tuple[State, ...] = ("regressed", "open", "mitigated")  # neither mended nor accepted, the gravest first
 STATES: tuple[State, ...] = (*STANDING, "accepted", "verified")

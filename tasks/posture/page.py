@@ -10,7 +10,7 @@ from markupsafe import Markup
 from tasks.posture.charts import version_chart
 from tasks.posture.console import count
 from tasks.posture.coverage import Covered
-from tasks.posture.findings import Finding
+from tasks.posture.finding import Finding
 from tasks.posture.history import Group, History
 from tasks.posture.listing import by_age
 from tasks.posture.paper import render

@@ -13,7 +13,7 @@ from tasks.errors import WrongInput
 from tasks.posture.advice import advice
 from tasks.posture.changes import Kind
 from tasks.posture.console import VERDICTS, bar, count, percent, plain, show
-from tasks.posture.findings import Finding, State
+from tasks.posture.finding import Finding, State
 from tasks.posture.history import History
 from tasks.posture.lines import numbers, sparklines
 from tasks.posture.listing import Listed, by_age

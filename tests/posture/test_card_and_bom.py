@@ -32,7 +32,8 @@ from tasks.posture.evidence import (
     digest,
     to_bytes,
 )
-from tasks.posture.findings import Observation, advance
+from tasks.posture.finding import Observation
+from tasks.posture.findings import advance
 from tasks.statistics import Share
 
 ROOT = Path(__file__).parents[2]

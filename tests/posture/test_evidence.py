@@ -285,7 +285,7 @@ def test_evidence_edited_and_hashed_again_does_not_fit_the_registry(kept):
     assert "the registry expects" in forged.found(expected=digest(to_bytes(kept.evidence)))[0]
     with_its_tag = forged.found()
     assert with_its_tag[0] == "verdict.json: verdict fail, but the evidence says pass."
-    assert "the record: verdict fail, too low, but the evidence says pass, all good." in with_its_tag
+    assert "the record: verdict fail, but the evidence says pass." in with_its_tag
 
 
 FORGED: dict[str, tuple[dict[str, Any], str]] = {
@@ -427,8 +427,8 @@ def test_outcomes_that_agree_with_the_evidence_still_must_agree_with_the_report(
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"verdict": "pass"}, "verdict pass, too low"),
-        ({"reason": "fine"}, "verdict fail, fine"),
+        ({"verdict": "pass"}, "verdict pass"),
+        ({"reason": "fine"}, "reason fine"),
         ({"clean": Share(**SHARE)}, "clean accuracy 0.9"),
         ({"samples": N + 1}, "number of samples"),
         ({"confidence": 0.99}, "confidence 0.99"),

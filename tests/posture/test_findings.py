@@ -9,11 +9,8 @@ from pydantic import ValidationError
 
 from tasks.errors import WrongInput
 from tasks.posture.catalogue import ids_of
+from tasks.posture.finding import Cost, Finding, Observation, Reproducer
 from tasks.posture.findings import (
-    Cost,
-    Finding,
-    Observation,
-    Reproducer,
     accept,
     advance,
     age_days,

@@ -12,7 +12,8 @@ from made_up import day, record, threat
 
 from tasks.posture.charts import ACROSS, LEFT, TALL, TOP, version_chart
 from tasks.posture.coverage import coverage
-from tasks.posture.findings import Cost, Finding, Observation, Reproducer, accept, advance
+from tasks.posture.finding import Cost, Finding, Observation, Reproducer
+from tasks.posture.findings import accept, advance
 from tasks.posture.history import History
 from tasks.posture.listing import by_age
 from tasks.posture.page import headline, posture_page

@@ -13,7 +13,8 @@ from rich.cells import cell_len
 from tasks.errors import WrongInput
 from tasks.posture.compare import Measured, compare
 from tasks.posture.console import BLOCKS, plain, sparkline
-from tasks.posture.findings import Cost, Observation, Reproducer, accept, advance
+from tasks.posture.finding import Cost, Observation, Reproducer
+from tasks.posture.findings import accept, advance
 from tasks.posture.history import History
 from tasks.posture.terminal import render_compare, render_explain, render_findings, render_history
 
