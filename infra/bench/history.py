@@ -82,7 +82,8 @@ def grow(path: Path, versions: int, runs: int) -> None:
             copied(db, "model_version_tags", "name = ? and version = ?", (NAME, begin), version=number)
             at = (datetime.now(UTC) + timedelta(minutes=number)).isoformat(timespec="seconds")
             for key, value in db.execute(
-                "select key, value from model_version_tags where name = ? and version = ? and key like 'redoubt.record.%'",
+                "select key, value from model_version_tags "
+                "where name = ? and version = ? and key like 'redoubt.record.%'",
                 (NAME, number),
             ).fetchall():
                 record = json.loads(value) | {"version": number, "run_id": run_id, "measured_at": at}
@@ -104,7 +105,8 @@ def main() -> None:
         store = Path(home) / "mlflow" / "mlflow.db"
         grow(store, versions, runs)
         with sqlite3.connect(store) as db:
-            there = [db.execute(f"select count(*) from {t}").fetchone()[0] for t in ("model_versions", "runs", "metrics")]
+            tables = ("model_versions", "runs", "metrics")
+            there = [db.execute(f"select count(*) from {table}").fetchone()[0] for table in tables]
             run_id = db.execute(
                 "select run_id from model_versions where name = ? and version = ?", (NAME, versions)
             ).fetchone()[0]
