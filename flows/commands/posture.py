@@ -5,9 +5,12 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import click
+
+if TYPE_CHECKING:
+    from tasks.recall import Known
 
 
 @click.command()
@@ -24,7 +27,7 @@ def history(name: str, last: int, html: bool, as_json: bool, as_csv: bool) -> No
 
     known = known_of(name)
     if html:
-        click.echo(f"Posture: {_written(f'posture-{name}', _posture(name))}")
+        click.echo(f"Posture: {_written(f'posture-{name}', _posture(known))}")
     elif as_json:
         click.echo(known.history.to_json())
     elif as_csv:
@@ -161,16 +164,16 @@ def findings(
         click.echo(render_findings(ledger, now, max_days=patience_of(known), **_screen()), nl=False)
 
 
-def _posture(name: str) -> str:
+def _posture(known: "Known") -> str:
     """The posture page of a registered model."""
     from datetime import UTC, datetime
 
     from tasks.posture.coverage import coverage
     from tasks.posture.findings import at
     from tasks.posture.page import posture_page
-    from tasks.recall import known_of, patience_of
+    from tasks.recall import patience_of
 
-    known, now = known_of(name), datetime.now(UTC)
+    now = datetime.now(UTC)
     ledger = [at(finding, now) for finding in known.findings]
     return posture_page(known.history, ledger, coverage(known.records), now=now, max_days=patience_of(known))
 

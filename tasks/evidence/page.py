@@ -1,7 +1,5 @@
 """The report and the validation page: one self-contained HTML file each, which loads nothing."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
@@ -16,6 +14,7 @@ from tasks.evidence.belief import belief, causes
 from tasks.evidence.charts import curve_chart
 from tasks.evidence.story import Picture, Samples, Story
 from tasks.metrics import Share, ThreatReport
+from tasks.posture.paper import png
 
 CHANGES = 6  # features shown of a tabular sample
 
@@ -100,21 +99,10 @@ def _figure(picture: Picture) -> dict[str, Any]:
     if x.ndim == 3 and x.shape[0] in (1, 3):
         span = max(float(np.abs(delta).max()), 1e-12)
         trio = (("clean", x), ("adversarial", x_adv), ("difference", 0.5 + delta / (2 * span)))
-        return shown | {"images": [(caption, _png(array)) for caption, array in trio[: 3 if turned else 1]]}
+        return shown | {"images": [(caption, png(array)) for caption, array in trio[: 3 if turned else 1]]}
     order = np.argsort(-np.abs(delta if turned else x).ravel(), kind="stable")[:CHANGES]
     rows = [(f"feature {i}", f"{x.ravel()[i]:.3f}", f"{x_adv.ravel()[i]:.3f}") for i in order]
     return shown | {"changes": rows}
-
-
-def _png(array: np.ndarray) -> str:
-    """An image [C, H, W] in 0..1 as a data URI."""
-    from PIL import Image
-
-    pixels = (np.clip(array, 0, 1) * 255).round().astype(np.uint8)
-    image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
-    raw = io.BytesIO()
-    image.save(raw, format="png")
-    return "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
 
 
 def _render(name: str, **values: Any) -> str:

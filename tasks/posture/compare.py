@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tasks.posture.paired import Comparison, Measured, Question, Tally, compare
+from tasks.posture.paired import Comparison, Measured, Question, Tally, chance, compare
 from tasks.posture.paper import png, render
 
 __all__ = [
@@ -81,6 +81,7 @@ def compare_page(comparison: Comparison, shown: Sequence[Picture] = ()) -> str:
         alpha=1 - comparison.confidence,
         galleries=[gallery for question in comparison.questions for gallery in _galleries(question, shown)],
         headline=headline(comparison),
+        chance=chance,
         figure=_figure,
     )
 

@@ -184,6 +184,11 @@ def _by_class(y: np.ndarray, lost: np.ndarray, gained: np.ndarray) -> tuple[Tall
     return tuple(Tally(cls=c, n=n, lost=a, gained=b, p=p) for (c, n, a, b), p in zip(counts, adjusted, strict=True))
 
 
+def chance(p: float) -> str:
+    """A p for people; what is too small for a float is no zero."""
+    return f"{p:.2g}" if p else "below 1e-300"
+
+
 def _judged(found: Sequence[Question], sound: Sequence[bool], confidence: float) -> tuple[Question, ...]:
     """With p corrected for the number of questions, and what follows from it."""
     judged = []
@@ -205,7 +210,7 @@ def _says(question: Question, confidence: float) -> str:
     return (
         f"{subject(question.label)} {outcome}: of {question.after.n} samples {lost} regressed and {gained} were "
         f"repaired; loss {question.loss:+.1%} [{question.loss_lo:+.1%}, {question.loss_hi:+.1%}], McNemar's p "
-        f"{question.p:.2g}."
+        f"{chance(question.p)}."
     )
 
 

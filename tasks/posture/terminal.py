@@ -17,7 +17,7 @@ from tasks.posture.finding import Finding, State
 from tasks.posture.history import History
 from tasks.posture.lines import numbers, sparklines
 from tasks.posture.listing import Listed, by_age
-from tasks.posture.paired import Comparison, Question
+from tasks.posture.paired import Comparison, Question, chance
 from tasks.posture.record import Record
 from tasks.posture.sentences import ranges
 
@@ -106,7 +106,7 @@ def _pairs(question: Question, alpha: float) -> Iterator[Text]:
     """What was lost and gained, which rows, and the classes where that is more than chance."""
     if question.outcome == "void":
         yield Text("One of the two numbers is void, so what follows decides nothing.", style="bold red")
-    loss = f"loss {question.loss:+.1%} [{question.loss_lo:+.1%}, {question.loss_hi:+.1%}], p {question.p:.2g}"
+    loss = f"loss {question.loss:+.1%} [{question.loss_lo:+.1%}, {question.loss_hi:+.1%}], p {chance(question.p)}"
     yield Text(loss)
     for what, rows in (("regressed", question.regressed), ("repaired", question.repaired)):
         more = ", ..." if len(rows) > TOLD else ""
@@ -116,7 +116,7 @@ def _pairs(question: Question, alpha: float) -> Iterator[Text]:
         yield Text("By class: not known, since the tables are old and do not tell the classes.", style="dim")
     for tally in question.classes or ():
         if tally.p <= alpha:
-            yield Text(f"class {tally.cls}: {tally.lost} of {tally.n} lost, {tally.gained} gained, p {tally.p:.2g}")
+            yield Text(f"class {tally.cls}: {tally.lost} of {tally.n} lost, {tally.gained} gained, p {chance(tally.p)}")
 
 
 def render_findings(
