@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,12 @@ from flows.recipes import two_kinds
 from tasks.attacks import SUITES
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
 from tasks.fetch import fetch_version, network_of
+from tasks.ledger import write_findings
 from tasks.metrics import cell
 from tasks.models import build
 from tasks.posture.evidence import FILE
+from tasks.posture.finding import Observation
+from tasks.posture.findings import advance
 from tasks.recall import known_of, newest_record
 from tasks.results import load_adversarial, load_json
 from tasks.track import aliases, client, load_bytes, registered, tag_version
@@ -450,6 +454,33 @@ def unsigned_links(said: str) -> int:
     assert f"{links} links of evidence" in said
     assert ", 1 signed" in said
     return links - 1
+
+
+def test_an_overdue_finding_fails_a_good_version_until_somebody_answers_for_it(story, home, capsys):
+    seen = Observation(
+        name=NAME,
+        kind="robustness",
+        threat="linf_0.2",  # which no later evaluation looks at
+        label="L-inf 0.2",
+        data=NAME,
+        version=1,
+        run_id=story.run_id,
+        at="2020-01-01T00:00:00+00:00",
+        fresh="fail",
+        sound=True,
+        says="too low",
+    )
+    finding = advance(None, seen)
+    write_findings(NAME, [finding])
+    config = two_kinds().as_evaluation(2)
+    refused = evaluate_model(config).verdict
+    assert (refused.outcome, finding.id in refused.reasons[0]) == ("fail", True)
+    until = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
+    words = ("findings", NAME, "--accept", finding.id, "--owner", "the team", "--until", until)
+    assert call(capsys, *words)[0] == 3  # no reason given
+    code, said, _ = call(capsys, *words, "--reason", "not reachable from outside")
+    assert (code, "accepted" in said) == (0, True)
+    assert evaluate_model(config).verdict.outcome == "pass"
 
 
 SLOW = """
