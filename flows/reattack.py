@@ -9,6 +9,7 @@ from flows.asked import already, chosen, like_before
 from flows.evaluate import evaluate_model
 from flows.exits import BROKE, EXIT
 from tasks.errors import RedoubtError
+from tasks.evidence import headline
 from tasks.track import Version
 
 
@@ -52,5 +53,5 @@ def _reattacked(name: str, version: Version, suite: str | None, again: bool) -> 
         logging.getLogger("redoubt").warning("%s: %s", told, error)
         return Reattacked(version=number, measured=False, says=f"{told}: not measured: {error}")
     verdict = story.verdict
-    says = f"{told}: {verdict.outcome}. {verdict.reasons[0]}"
+    says = f"{told}: {verdict.outcome}. {headline(story)}"
     return Reattacked(version=number, verdict=verdict.outcome, measured=True, run_id=story.run_id, says=says)
