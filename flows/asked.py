@@ -8,7 +8,8 @@ from flows.config import EvaluateConfig, parse_evaluation, threat_of
 from flows.recipes import change, configured
 from tasks.data import describe, load
 from tasks.errors import WrongInput
-from tasks.fetch import REGISTERED, version_named
+from tasks.fetch import version_named
+from tasks.lookup import REGISTERED
 from tasks.posture import Record
 from tasks.recall import asked_of, expected_key
 from tasks.track import Version, aliases, registered
@@ -62,11 +63,14 @@ def _begin(model: str, like: str | None, *, dataset: str | None, eps: str | None
 
 def _last_time(model: str) -> dict[str, Any] | None:
     """How this version was last evaluated, or else the newest measured version of the same name; None if never."""
-    if not REGISTERED.fullmatch(model):
-        return None
-    version = version_named(model)
+    record = _newest(version_named(model)) if REGISTERED.fullmatch(model) else None
+    return asked_of(record.run_id) if record else None
+
+
+def _newest(version: Version) -> Record | None:
+    """The newest record of a version, or else of its model; None where nothing was measured."""
     records = version.records() or [record for other in registered(version.name) for record in other.records()]
-    return asked_of(max(records, key=lambda record: record.measured_at).run_id) if records else None
+    return max(records, key=lambda record: record.measured_at, default=None)
 
 
 def _name_of(model: str) -> str:
@@ -104,16 +108,15 @@ def chosen(name: str, versions: str | list[int]) -> tuple[Version, ...]:
     return tuple(version for version in known if version.number in wanted)
 
 
-def like_before(name: str, version: Version, *, suite: str | None = None) -> EvaluateConfig:
+def like_before(version: Version, *, suite: str | None = None) -> EvaluateConfig:
     """How the version was last evaluated, or else its model's newest measured version. Raises WrongInput."""
-    records = version.records() or [record for other in registered(name) for record in other.records()]
-    if not records:
+    newest, where = _newest(version), f"models:/{version.name}/{version.number}"
+    if newest is None:
         raise WrongInput(
-            f"no version of {name!r} was evaluated, so nobody knows on what data and against what. Once, write: "
-            f"redoubt evaluate models:/{name}/{version.number} --dataset D --eps 0.03"
+            f"no version of {version.name!r} was evaluated, so nobody knows on what data and against what. Once, "
+            f"write: redoubt evaluate {where} --dataset D --eps 0.03"
         )
-    newest = max(records, key=lambda record: record.measured_at)
-    values = asked_of(newest.run_id) | {"model": f"models:/{name}/{version.number}"}
+    values = asked_of(newest.run_id) | {"model": where}
     if suite:
         values["evaluation"] = values["evaluation"] | {"suite": suite}
     return parse_evaluation(values)

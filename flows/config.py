@@ -1,30 +1,38 @@
 """Everything that a run is made of, as one frozen object: the Prefect form shows it, MLflow keeps it."""
 
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tasks.attacks import ThreatModel
 from tasks.data import DataContract
 from tasks.errors import WrongInput
-from tasks.lookup import did_you_mean
+from tasks.lookup import REGISTERED, did_you_mean
 from tasks.metrics import EvaluationConfig
 from tasks.models import TrainingConfig
 from tasks.verdicts import Policy
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+ANY_NAME = r"^[^\s./:@'\"\\][^/:@'\"\\\x00-\x1f]{0,199}$"  # others register models under names that we would not give
 Config = TypeVar("Config", bound=BaseModel)
 
 
 class EvaluateConfig(BaseModel, frozen=True, extra="forbid"):
     """Attack one model that exists, decide, and keep what was found. Whoever trained it."""
 
-    name: str = Field(pattern=NAME, description="of the registered model, or of the experiment where it is none")
+    name: str = Field(pattern=ANY_NAME, description="of the registered model, or of the experiment where it is none")
     model: str = Field(description="models:/NAME/3, models:/NAME@champion, an ONNX file, or 'package.module:function'")
     dataset: str = Field(description="a name from the table, 'package.module:function', a CSV or an IDX folder")
     contract: DataContract = DataContract()
     evaluation: EvaluationConfig
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _is_of_that_name(self) -> Self:
+        found = REGISTERED.fullmatch(self.model)
+        if found and found["name"] != self.name:
+            raise ValueError(f"{self.model} is recorded under its own name. Write name: {found['name']}.")
+        return self
 
 
 class PipelineConfig(BaseModel, frozen=True, extra="forbid"):

@@ -12,7 +12,7 @@ from tasks.models import StoredModel
 from tasks.publish import publish
 from tasks.record import record
 from tasks.replay import replay_examples
-from tasks.track import aliases, open_run, seconds
+from tasks.track import aliases, open_run
 from tasks.validate import validate_data
 
 
@@ -26,20 +26,7 @@ def evaluate_model(config: EvaluateConfig, again: bool = False) -> Story:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
         model, version = fetch_model(config.model, run_id=run_id)
         chapter = doubt(model, version, data, config, run_id=run_id, again=again)
-        held = aliases(config.name)
-        story = Story(
-            name=config.name,
-            run_id=run_id,
-            data=data,
-            policy=config.policy,
-            chapters=(chapter,),
-            version=version,
-            champion=held.get("champion"),
-            previous=held.get("previous"),
-            seconds=seconds(run_id),
-        )
-        publish(story)
-    return story
+        return publish(config.name, run_id, data, config.policy, [chapter])
 
 
 def doubt(

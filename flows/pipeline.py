@@ -13,7 +13,7 @@ from tasks.promote import promote
 from tasks.publish import publish
 from tasks.record import record
 from tasks.replay import replay_examples
-from tasks.track import aliases, open_run, seconds
+from tasks.track import open_run
 from tasks.train import train_model
 from tasks.validate import validate_data
 
@@ -34,21 +34,7 @@ def posture_pipeline(config: PipelineConfig) -> Story:
             hardened, rounds = harden(data, config, run_id=run_id)
             chapters.append(examine(hardened, data, config, champion, run_id=run_id))
 
-        held = aliases(config.name)
-        story = Story(
-            name=config.name,
-            run_id=run_id,
-            data=data,
-            policy=config.policy,
-            chapters=tuple(chapters),
-            rounds=tuple(rounds),
-            version=chapters[-1].version,
-            champion=held.get("champion"),
-            previous=held.get("previous"),
-            seconds=seconds(run_id),
-        )
-        publish(story)
-    return story
+        return publish(config.name, run_id, data, config.policy, chapters, rounds)
 
 
 def examine(

@@ -37,13 +37,13 @@ def reattack_versions(
     versions: `live`, those that bear an alias; `all`; or some. suite: another than the last time. again: also those
     that were measured under it. A version that breaks does not keep the others from being measured.
     """
-    return [_reattacked(name, version, suite, again) for version in chosen(name, versions)]
+    return [_reattacked(version, suite, again) for version in chosen(name, versions)]
 
 
-def _reattacked(name: str, version: Version, suite: str | None, again: bool) -> Reattacked:
+def _reattacked(version: Version, suite: str | None, again: bool) -> Reattacked:
     number, told = version.number, f"version {version.number}"
     try:
-        config = like_before(name, version, suite=suite)
+        config = like_before(version, suite=suite)
         record = None if again else already(version, config)
         if record:
             says = f"{told}: {record.verdict}, as measured {record.measured_at}"

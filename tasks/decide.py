@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from shlex import quote
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -63,7 +64,7 @@ def _with_findings(
     if not ledger:
         return verdict
     number = version or there[-1].number + 1
-    after = advanced(ledger, observed(name, number, model.run_id, data, report, verdict, replays))
+    after = advanced(ledger, observed(name, number, model.run_id, data, report, verdict, policy, replays))
     late = overdue(after, policy.max_finding_days, datetime.now(UTC))
     return Verdict.of((*verdict.checks, overdue_check(late, policy.max_finding_days)))
 
@@ -72,11 +73,9 @@ def overdue_check(late: Sequence[Finding], max_days: float) -> Check:
     """Whether the gate stays open for what was found and not mended in time."""
     if not late:
         return Check(name="findings", outcome="pass", reason=f"no finding is open for more than {max_days:g} days")
-    told = ", ".join(
-        f"{finding.id} ({finding.state} since {finding.found_at[:10]}, {finding.label})" for finding in late
-    )
-    reason = f"open for more than {max_days:g} days: {told}; mend it, or accept it: redoubt findings NAME --accept ID"
-    return Check(name="findings", outcome="fail", reason=reason.replace("NAME", late[0].name))
+    told = ", ".join(f"{one.id} ({one.state}, found {one.found_at[:10]}, {one.label})" for one in late)
+    reason = f"open for more than {max_days:g} days: {told}; mend it, or accept it: redoubt findings"
+    return Check(name="findings", outcome="fail", reason=f"{reason} {quote(late[0].name)} --accept ID")
 
 
 def warn_of_few_samples(data: Data, evaluation: EvaluationConfig, policy: Policy, *, champion: bool) -> str | None:

@@ -1,5 +1,9 @@
 """Attack a stored model and report what is left of its accuracy."""
 
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor, nn
@@ -7,12 +11,12 @@ from torch import Tensor, nn
 from tasks.data import Data, load_split
 from tasks.fetch import fetch_version, network_of
 from tasks.home import folder
-from tasks.metrics import CellStore, EvaluationConfig, RobustnessReport, begin_at, choose_rows, evaluate
+from tasks.metrics import CellStore, Corpus, EvaluationConfig, RobustnessReport, begin_at, choose_rows, evaluate
 from tasks.models import StoredModel, code_of
 from tasks.recall import expected_key
 from tasks.replay import load_corpus
-from tasks.results import load_report, save_evaluation
-from tasks.track import aliases, registered, timed
+from tasks.results import WARM, load_report, save_evaluation
+from tasks.track import aliases, log_bytes, registered, timed
 from tasks.verdicts import why_unusable
 
 
@@ -36,6 +40,7 @@ def evaluate_robustness(
         network = network_of(model)
         x, y = load_split(data, split)
         rows = choose_rows(len(y), config.samples, config.seed)
+        corpora = _stored(name, data, config, model) if split == "test" else {}
         report, outcomes = evaluate(
             network,
             x[rows],
@@ -48,9 +53,12 @@ def evaluate_robustness(
             weights_digest=model.digest,
             model_code=code_of(network),
             store=None if again else cells(),
-            warm=_begin(name, network, data, config, x[rows], y[rows], rows) if split == "test" else None,
+            warm=begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed),
             progress=True,
         )
+        if corpora:  # what two versions may have in common: the corpus, not the examples that each begins at
+            told = "".join(corpus.digest for corpus in corpora.values())
+            report = report.model_copy(update={"warm": hashlib.sha256(told.encode()).hexdigest()[:16]})
         save_evaluation(model, data, report, outcomes, rows=rows, x=x[rows], y=y[rows])
         return report
 
@@ -94,18 +102,23 @@ def champion_report(
         return fresh
 
 
-def _begin(
-    name: str, network: nn.Module, data: Data, config: EvaluationConfig, x: Tensor, y: Tensor, rows: Tensor
+def begin_warm(
+    corpora: Mapping[str, Corpus], network: nn.Module, x: Tensor, y: Tensor, *, rows: Tensor, seed: int
 ) -> dict[str, Tensor] | None:
     """Where a warm start begins under each threat model that has stored examples; None for a cold start."""
+    begin = partial(begin_at, network, y=y, rows=rows, seed=seed)
+    return {threat: begin(corpus, x) for threat, corpus in corpora.items()} or None
+
+
+def _stored(name: str, data: Data, config: EvaluationConfig, model: StoredModel) -> dict[str, Corpus]:
+    """The examples that a warm start begins at, kept in the model's run so that it can be done again; none if cold."""
     if not (config.warm and name):
-        return None
-    corpora = {threat.name: load_corpus(name, threat, data) for threat in config.threats}
-    return {
-        key: begin_at(network, corpus, x, y=y, rows=rows, seed=config.seed)
-        for key, corpus in corpora.items()
-        if corpus is not None
-    }
+        return {}
+    found = {threat.name: load_corpus(name, threat, data) for threat in config.threats}
+    corpora = {threat: corpus for threat, corpus in found.items() if corpus is not None}
+    for threat, corpus in corpora.items():
+        log_bytes(model.run_id, corpus.to_bytes(), f"{WARM}/{threat}.npz")
+    return corpora
 
 
 def cells() -> CellStore:

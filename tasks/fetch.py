@@ -1,6 +1,5 @@
 """Find the model that a name means, wherever it comes from, and load it without running what came with it."""
 
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.lookup import REGISTERED
 from tasks.track import (
     STORED,
     WEIGHTS,
@@ -29,14 +29,11 @@ if TYPE_CHECKING:
 
     from tasks.models import StoredModel
 
-REGISTERED = re.compile(r"models:/(?P<name>[^/@']+)(?:/(?P<number>\d+)|@(?P<alias>[^/@]+))")
-
 
 @task(name="fetch", cache_policy=NO_CACHE)
 def fetch_model(name: str, *, run_id: str) -> "tuple[StoredModel, int | None]":
     """The model that the name means, kept in a stage of the run, and its number where it is a registered version."""
-    found = REGISTERED.fullmatch(name)
-    if name.startswith("models:") or found:
+    if name.startswith("models:"):
         version = version_named(name)
         stage = open_stage(run_id, f"version-{version.number}")
         return fetch_version(version, run_id=stage), version.number

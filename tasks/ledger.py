@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from tasks.metrics import PairReport, RobustnessReport, ThreatReport
     from tasks.metrics.replayed import ReplayReport
     from tasks.recall import Known
-    from tasks.verdicts import Verdict
+    from tasks.verdicts import Policy, Verdict
 
 FINDING = "redoubt.finding."  # a tag of the registered model for each finding
+LOOKING = ("quick", "warm")  # suites whose pass closes no finding
 FEW = 16  # examples that a reproducer holds: those of the smallest change
 
 
@@ -31,9 +32,14 @@ def observed(
     data: "Data",
     report: "RobustnessReport",
     verdict: "Verdict",
+    policy: "Policy",
     replays: Sequence["ReplayReport"],
 ) -> list[Observation]:
-    """What one evaluation says about every weakness that its policy asks for: one for each threat and critical pair."""
+    """What one evaluation says about every weakness that its policy asks for: one for each threat and critical pair.
+
+    A pass under a suite that is there to look, and not to decide, tells nothing.
+    """
+    looking = report.threats[0].suite.partition("+")[0] in LOOKING
     checks = {check.name: check for check in verdict.checks}
     found = []
     for threat in report.threats:
@@ -45,17 +51,17 @@ def observed(
             "data": data.name,
             "threat": threat.threat.name,
             "label": str(threat.threat),
-            "sound": threat.soundness is not None and threat.soundness.sound and not threat.problems,
+            "sound": threat.soundness is not None and threat.soundness.sound and not threat.problems and not looking,
             "cost": _cost(threat),
             "attacks": tuple(row.name for row in threat.attacks if row.fooled),
         }
         floor = checks[f"robust accuracy under {threat.threat}"]
         again = checks.get(f"stored examples under {threat.threat}")
         answer: Replayed = again.outcome if again is not None and again.outcome != "cannot tell" else "not run"
-        found.append(Observation(kind="robustness", fresh=floor.outcome, says=floor.reason, replay=answer, **common))
-        withstood = {
-            pair: held for replay in replays if replay.threat == threat.threat for pair, held in replay.pairs.items()
-        }
+        asked = policy.floors.get(threat.threat.name, policy.floor)
+        of_floor = {"fresh": floor.outcome, "says": floor.reason, "floor": asked, "replay": answer}
+        found.append(Observation(kind="robustness", **of_floor, **common))
+        withstood = next((replay.pairs for replay in replays if replay.threat == threat.threat), {})
         for pair in threat.pairs:
             check = checks[f"class {pair.source} taken for {pair.target} under {threat.threat}"]
             held: Replayed = _said(withstood.get(subject(pair)))

@@ -1,6 +1,7 @@
 """Find a part by its short name in our table, or by "package.module:object" in yours."""
 
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from typing import TypeVar
 from tasks.errors import UnknownPart
 
 T = TypeVar("T")
+REGISTERED = re.compile(r"models:/(?P<name>[^/@']+)(?:/(?P<number>\d+)|@(?P<alias>[^/@]+))")  # of a model registry
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

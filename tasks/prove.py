@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.data import Data
-from tasks.fetch import network_of
 from tasks.metrics import EvaluationConfig, RobustnessReport, choose_rows
 from tasks.metrics.code import engine_code
 from tasks.metrics.replayed import ReplayReport
-from tasks.models import StoredModel, code_of
+from tasks.models import StoredModel
 from tasks.posture.evidence import (
     FILE,
     CodeFacts,
@@ -59,7 +58,7 @@ def prove(
         made_at=report.measured_at,
         data=DataFacts(name=data.name, digest=data.digest, split=report.split, rows=rows_digest(rows.tolist())),
         weights=WeightsFacts(model=model.model, kind=model.kind, uri=model.weights, digest=model.digest),
-        model_code=code_of(network_of(model)),
+        model_code=report.model_code,
         code=CodeFacts(digest=engine_code(), commit=commit(), version=environment()["redoubt"]),
         environment=environment() | {"device": report.device},
         config=json.loads(json.dumps(asked)),

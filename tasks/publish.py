@@ -1,6 +1,7 @@
 """Leave behind what people look at: the page, Prefect's artifacts, an event."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +12,37 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from torch import Tensor
 
-from tasks.data import load_split
+from tasks.data import Data, load_split
 from tasks.errors import EvidenceBroken
 from tasks.evidence import Chapter, Picture, Samples, Story, render_markdown, render_page, to_picture
 from tasks.home import folder
 from tasks.metrics import ThreatReport
 from tasks.results import load_adversarial, load_outcomes
-from tasks.track import log_dict, log_text, set_tags
+from tasks.track import aliases, log_dict, log_text, seconds, set_tags
+from tasks.verdicts import Policy
 
 PICTURES = 6  # for each stage and threat model
 ALARMED = 12  # of the samples that raised an alarm, likewise
 
 
 @task(name="publish", cache_policy=NO_CACHE)
-def publish(story: Story) -> Path:
-    """The page's path. The page and the story are kept in the run, and their essence in Prefect."""
+def publish(
+    name: str, run_id: str, data: Data, policy: Policy, chapters: Sequence[Chapter], rounds: Sequence[Chapter] = ()
+) -> Story:
+    """The story of the run. Its page and itself are kept in the run, and their essence in Prefect."""
+    held = aliases(name)
+    story = Story(
+        name=name,
+        run_id=run_id,
+        data=data,
+        policy=policy,
+        chapters=tuple(chapters),
+        rounds=tuple(rounds),
+        version=chapters[-1].version,
+        champion=held.get("champion"),
+        previous=held.get("previous"),
+        seconds=seconds(run_id),
+    )
     page = render_page(story, *shown(story))
     path = page_path(story)
     path.write_text(page, encoding="utf-8")
@@ -41,7 +58,7 @@ def publish(story: Story) -> Path:
         resource={"prefect.resource.id": f"redoubt.model.{story.name}", "model_name": story.name},
         payload={"run_id": story.run_id, "version": story.version, "reasons": list(story.verdict.reasons)},
     )
-    return path
+    return story
 
 
 def page_path(story: Story) -> Path:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import WrongInput
+from pydantic import ValidationError
+
+from tasks.errors import EvidenceBroken, WrongInput
 from tasks.ledger import FINDING
 from tasks.lookup import did_you_mean
 from tasks.posture import Record, key_of
@@ -41,9 +43,9 @@ class Known:
 
     @property
     def findings(self) -> list[Finding]:
-        """The ledger, as it was last written."""
-        kept = [value for key, value in self.tags.items() if key.startswith(FINDING)]
-        return sorted((Finding.model_validate_json(value) for value in kept), key=lambda f: (f.found_at, f.id))
+        """The ledger, as it was last written. Raises EvidenceBroken for a tag that was changed."""
+        kept = {key: value for key, value in self.tags.items() if key.startswith(FINDING)}
+        return sorted((_finding(self.name, *one) for one in kept.items()), key=lambda f: (f.found_at, f.id))
 
     def version(self, number: int) -> Version:
         """One of its versions. Raises WrongInput."""
@@ -65,6 +67,15 @@ class Known:
                 f"{word!r} is no version of {self.name!r}. Write a number, or an alias; borne are: {held}."
             )
         return self.version(int(number[1])).number
+
+
+def _finding(name: str, key: str, value: str) -> Finding:
+    try:
+        return Finding.model_validate_json(value)
+    except ValidationError as error:
+        raise EvidenceBroken(
+            f"the tag {key} of {name!r} is no finding: it was changed. Take its text from an older copy, or delete it."
+        ) from error
 
 
 def known_of(name: str) -> Known:
@@ -142,7 +153,7 @@ def _measured(record: Record) -> Measured:
     return Measured(record, {threat.name: load_outcomes(record.run_id, threat.name) for threat in record.threats})
 
 
-def examples_of(record: Record) -> dict[str, Any]:
+def adversarial_of(record: Record) -> dict[str, Any]:
     """What fooled a version, under each threat model."""
     return {threat.name: load_adversarial(record.run_id, threat.name) for threat in record.threats}
 

@@ -67,11 +67,12 @@ def record(
             _, sha = prove(name, None, model, data, report, verdict, asked, replays=replays, previous="")
             set_tags(model.run_id, {"redoubt.model": name, "redoubt.evidence": sha})
             return sha
-        ledger = _ledger(name, version, model, data, report, verdict, replays)
+        policy = Policy.model_validate(asked["policy"])
+        ledger = _ledger(name, version, model, data, report, verdict, policy, replays)
         _grow_corpus(name, version, model, data, report)
         previous = known_of(name).version(version).tags.get(EVIDENCE, "")
         evidence, sha = prove(name, version, model, data, report, verdict, asked, replays=replays, previous=previous)
-        kept = _record(name, version, model, report, verdict, asked, replays, sha)
+        kept = _record(name, version, model, report, verdict, policy, replays, sha)
         log_text(model.run_id, model_card(kept, evidence, ledger, coverage([kept])), CARD)
         log_dict(model.run_id, ml_bom(kept, evidence, evidence.environment), BOM)
         on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
@@ -101,10 +102,11 @@ def _ledger(
     data: Data,
     report: RobustnessReport,
     verdict: Verdict,
+    policy: Policy,
     replays: Sequence[ReplayReport],
 ) -> list[Finding]:
     """The ledger after this evaluation, as it was written down; its figures go to the run."""
-    seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, replays), report)
+    seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, policy, replays), report)
     ledger = advanced(known_of(name).findings, seen)
     if aliases(name).get("champion") == version:
         ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
@@ -132,11 +134,10 @@ def _record(
     model: StoredModel,
     report: RobustnessReport,
     verdict: Verdict,
-    asked: Mapping[str, Any],
+    policy: Policy,
     replays: Sequence[ReplayReport],
     sha: str,
 ) -> Record:
-    policy = Policy.model_validate(asked["policy"])
     replayed = {replay.threat: replay.standing for replay in replays}
     first = report.threats[0]
     return Record(

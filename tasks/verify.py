@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import EvidenceBroken, RedoubtError, WrongInput
+from tasks.posture import Record
 from tasks.posture.consistency import mismatches
 from tasks.posture.evidence import FILE, Evidence, chain, digest, parse, to_bytes
 from tasks.posture.signing import verified
 from tasks.prove import SIGNATURE
-from tasks.results import load_outcomes
+from tasks.results import WARM, load_outcomes
 from tasks.track import (
     EVIDENCE,
     EVIDENCE_OF,
@@ -107,7 +108,7 @@ def _verify_version(version: Version, public_key: Path | None, data: dict[str, s
             links, files = links + 1, files + len(evidence.artifacts)
             if links == 1:
                 wrong += _of_data(evidence, data, notes)
-                wrong += _of_registry(version, evidence)
+                wrong += _of_registry(version, evidence, record)
                 notes += _otherwise(evidence)
     except EvidenceBroken as broken:
         wrong.append(str(broken))
@@ -180,7 +181,7 @@ def _of_weights(evidence: Evidence) -> list[str]:
     return [f"{evidence.weights.uri} hashes to {found[:16]}, measured was {evidence.weights.digest}: it was changed."]
 
 
-def _of_registry(version: Version, evidence: Evidence) -> list[str]:
+def _of_registry(version: Version, evidence: Evidence, record: Record | None) -> list[str]:
     """Whether the version's tags say what its newest evidence says."""
     said = {
         "redoubt.verdict": evidence.verdict.outcome,
@@ -188,6 +189,9 @@ def _of_registry(version: Version, evidence: Evidence) -> list[str]:
         "redoubt.data_digest": evidence.data.digest,
         "redoubt.suite_digest": evidence.suite.digest,
     }
+    if record is not None:
+        said["redoubt.clean_accuracy"] = f"{record.clean.value:.4f}"
+        said |= {f"redoubt.robust_accuracy.{threat.name}": f"{threat.robust.value:.4f}" for threat in record.threats}
     return [
         f"the tag {tag} says {version.tags.get(tag)!r}, its newest evidence {value!r}."
         for tag, value in said.items()
@@ -210,8 +214,9 @@ def _otherwise(evidence: Evidence) -> list[str]:
 def reproduce_run(run_id: str) -> Reproduced:
     """Evaluate again from a run's evidence alone, without the store of cells. Raises EvidenceBroken or WrongInput."""
     from tasks.data import describe, load
+    from tasks.evaluate import begin_warm
     from tasks.fetch import network_of
-    from tasks.metrics import EvaluationConfig, choose_rows, evaluate
+    from tasks.metrics import Corpus, EvaluationConfig, choose_rows, evaluate
 
     evidence = evidence_of(run_id)
     stored = load_stored(run_id)
@@ -230,7 +235,11 @@ def reproduce_run(run_id: str) -> Reproduced:
         )
     x, y = splits["test"]
     rows = choose_rows(len(y), config.samples, config.seed)
-    _, outcomes = evaluate(network_of(stored), x[rows], y[rows], config, stage=stored.stage)
+    network = network_of(stored)
+    began = (path for path in artifacts(run_id) if path.startswith(f"{WARM}/"))
+    corpora = {Path(path).stem: Corpus.from_bytes(load_bytes(f"runs:/{run_id}/{path}")) for path in began}
+    warm = begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed)
+    _, outcomes = evaluate(network, x[rows], y[rows], config, stage=stored.stage, warm=warm)
     differing = {}
     for found in outcomes:
         before = load_outcomes(run_id, found.threat.name)

@@ -92,7 +92,8 @@ def reattack(name: str, which: str, suite: str | None, again: bool, as_json: boo
 def _done(config: "EvaluateConfig") -> dict[str, Any] | None:
     """What a registered version came to when it was measured in this very way before."""
     from flows.asked import already
-    from tasks.fetch import REGISTERED, version_named
+    from tasks.fetch import version_named
+    from tasks.lookup import REGISTERED
 
     if not REGISTERED.fullmatch(config.model):
         return None

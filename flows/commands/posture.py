@@ -51,13 +51,13 @@ def compare(name: str, first: str, second: str, html: bool, as_json: bool) -> No
     from tasks.posture.compare import compare as compared
     from tasks.posture.compare import compare_page, pictures
     from tasks.posture.terminal import render_compare
-    from tasks.recall import examples_of, known_of, to_compare
+    from tasks.recall import adversarial_of, known_of, to_compare
 
     known = known_of(name)
     a, b = to_compare(known, known.numbered(first), known.numbered(second))
     found = compared(a, b)
     if html:
-        shown = pictures(found, examples_of(a.record), examples_of(b.record))
+        shown = pictures(found, adversarial_of(a.record), adversarial_of(b.record))
         page = compare_page(found, shown)
         click.echo(f"Comparison: {_written(f'compare-{name}-{a.record.version}-{b.record.version}', page)}")
     elif as_json:

@@ -91,13 +91,7 @@ def attack_cell(
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
     engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell)
     tallies = engine.run()
-    x_adv, fooled, dropped = x.clone(), ~correct, torch.zeros_like(correct)
-    hit = (search.fooled & correct).nonzero().flatten()
-    if len(hit):
-        answer = judged(meter, search.nearest[hit])[1]
-        dropped[hit[answer == y[hit]]] = True
-        hit, answer = hit[answer != y[hit]], answer[answer != y[hit]]
-        x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], answer, True
+    x_adv, fooled, dropped, prediction = _confirmed(meter, search, x, y, prediction)
     wrong = violation(x, x_adv, threat)
     if wrong:
         problems.append(f"engine: {wrong}")
@@ -119,6 +113,21 @@ def attack_cell(
         meter.backward_samples - backward,
         time.perf_counter() - started,
     )
+
+
+def _confirmed(
+    meter: Meter, search: Search, x: Tensor, y: Tensor, prediction: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x_adv [N, ...], fooled [N], what the search fooled and the judge did not confirm [N], and the classes [N]."""
+    correct, prediction = prediction == y, prediction.clone()
+    x_adv, fooled, dropped = x.clone(), ~correct, torch.zeros_like(correct)
+    hit = (search.fooled & correct).nonzero().flatten()
+    if len(hit):
+        answer = judged(meter, search.nearest[hit])[1]
+        dropped[hit[answer == y[hit]]] = True
+        hit, answer = hit[answer != y[hit]], answer[answer != y[hit]]
+        x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], answer, True
+    return x_adv, fooled, dropped, prediction
 
 
 def known_cell(

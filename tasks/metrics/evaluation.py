@@ -57,11 +57,9 @@ def evaluate(
     check_pairs(model, x, config.critical_pairs)
     started, suite = time.perf_counter(), config.resolved_suite()
     results, reports = [], []
-    weights, facts = f"{weights_digest}-{model_code}" if weights_digest else "", {}
+    weights = f"{weights_digest}-{model_code}" if weights_digest else ""
     store = store if weights else None
-    if store is not None:
-        facts = {"stage": "threat", "weights": weights, "samples": tensor_digest(x, y), **grounds(model, x)}
-        facts |= config.facts()
+    facts = _facts(model, x, y, config, weights) if store is not None else {}
     run = partial(_under, model=model, x=x, y=y, config=config, suite=suite, store=store, weights=weights)
     for threat in config.threats:
         begin = warm.get(threat.name) if warm else None
@@ -76,6 +74,7 @@ def evaluate(
         data=data,
         data_digest=data_digest,
         weights_digest=weights_digest,
+        model_code=model_code,
         clean=reports[0].clean,
         threats=tuple(reports),
         confidence=config.confidence,
@@ -88,6 +87,12 @@ def evaluate(
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         seconds=time.perf_counter() - started,
     ), results
+
+
+def _facts(model: nn.Module, x: Tensor, y: Tensor, config: EvaluationConfig, weights: str) -> dict[str, object]:
+    """What the result under any threat model follows from, besides the threat model and where the attacks begin."""
+    own = {"stage": "threat", "weights": weights, "samples": tensor_digest(x, y)}
+    return {**own, **grounds(model, x), **config.facts()}
 
 
 def _once(

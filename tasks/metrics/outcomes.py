@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -169,12 +169,7 @@ def measure(
         if store is not None and weights:
             facts = _facts(meter, x, weights=weights, threat=threat, suite=suite, seed=seed, coarse=coarse)
             attack = partial(known_cell, store, facts, suite.under(threat), attack)
-        row, cells = bar.add_task(f"{suite.name}, {threat}", total=len(x)), []
-        for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
-            begin = warm[number * BLOCK :][: len(part)].to(x).contiguous() if warm is not None else None
-            told = partial(_tell, bar, row, f"{suite.name}, {threat}", len(part))
-            cells.append(attack(part, labels, number=number, warm=begin, tell=told))
-            bar.advance(row, len(part))
+        cells = list(_cells(attack, x, y, warm, bar, f"{suite.name}, {threat}"))
     return replace(
         _joined(cells, threat=threat, suite=suite, seed=seed),
         forward_samples=asked[0] + sum(cell.forward_samples for cell in cells),
@@ -183,6 +178,17 @@ def measure(
         precision="bf16" if coarse else "fp32",
         draws=meter.draws,
     )
+
+
+def _cells(
+    attack: Callable[..., Cell], x: Tensor, y: Tensor, warm: Tensor | None, bar: Progress, what: str
+) -> Iterator[Cell]:
+    """The result of each block of samples in turn, told on the bar."""
+    row = bar.add_task(what, total=len(x))
+    for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
+        begin = warm[number * BLOCK :][: len(part)].to(x).contiguous() if warm is not None else None
+        yield attack(part, labels, number=number, warm=begin, tell=partial(_tell, bar, row, what, len(part)))
+        bar.advance(row, len(part))
 
 
 def _facts(

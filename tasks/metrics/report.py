@@ -109,6 +109,7 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
     data: str
     data_digest: str
     weights_digest: str
+    model_code: str = Field("", description="digest of the code that the model is built by")
     clean: Share
     threats: tuple[ThreatReport, ...] = Field(min_length=1)
     confidence: float

@@ -98,6 +98,7 @@ class Observation(BaseModel, frozen=True, extra="forbid"):
     fresh: Fresh = Field(description="the policy's check after a fresh adaptive attack")
     replay: Replayed = Field("not run", description="the stored examples again; not run where there are none")
     sound: bool = Field(description="whether the numbers may be believed; a pass that may not be is none")
+    floor: float = Field(0.0, ge=0, le=1, description="that the policy asked for; 0 where it asks for none")
     says: str = Field(description="one sentence with the figures")
     attacks: tuple[str, ...] = Field((), description="names of those that fooled")
     cost: Cost | None = None
@@ -150,6 +151,7 @@ class Finding(BaseModel, frozen=True, extra="forbid"):
     last_version: int = Field(ge=1, description="the newest that was observed")
     found_at: Moment
     seen_at: Moment = Field(description="of the last observation")
+    floor: float = Field(0.0, ge=0, le=1, description="the highest that was missed; a lower one mends nothing")
     ids: tuple[Annotated[str, _at_most(16)], ...] = Field(max_length=16, description="of the threat catalogue")
     cost: Cost | None = None
     reproducer: Reproducer | None = None

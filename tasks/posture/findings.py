@@ -48,7 +48,7 @@ def advance(finding: Finding | None, observation: Observation) -> Finding | None
         raise WrongInput(
             f"an observation of {observation.id} says nothing about {finding.id}. Give it its own finding."
         )
-    finding = at(finding, observation.at)
+    finding, observation = at(finding, observation.at), _held_to(finding.floor, observation)
     seen: dict[str, Any] = {"seen_at": max(finding.seen_at, observation.at)}
     if observation.version < finding.last_version:
         return _of_an_older_version(finding, observation, seen)
@@ -63,6 +63,15 @@ def advance(finding: Finding | None, observation: Observation) -> Finding | None
         changes |= {"verified_version": None, "verified_at": None, "closed_at": None}
     noted = state != finding.state or state == "accepted"
     return _changed(finding, _note(observation, state) if noted else None, **changes)
+
+
+def _held_to(floor: float, observation: Observation) -> Observation:
+    """The observation, whose passes count for nothing where less was asked for than what had been missed."""
+    if observation.floor >= floor:
+        return observation
+    fresh = "cannot tell" if observation.fresh == "pass" else observation.fresh
+    again = "not run" if observation.replay == "pass" else observation.replay
+    return observation.model_copy(update={"fresh": fresh, "replay": again})
 
 
 def _found(observation: Observation) -> Finding:
@@ -116,6 +125,7 @@ def _described(observation: Observation, finding: Finding | None) -> dict[str, A
     return {
         "label": shortened(observation.label, LABEL),
         "says": shortened(observation.says, SENTENCE),
+        "floor": max(observation.floor, finding.floor if finding else 0.0),
         "ids": in_order({*known, *ids_of(norm, observation.attacks)}),
         "cost": observation.cost or (finding and finding.cost),
         "reproducer": observation.reproducer or (finding and finding.reproducer),

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from tasks.errors import EvidenceBroken, WrongInput
 from tasks.posture import Record
 from tasks.track.store import client
 
@@ -27,14 +30,23 @@ class Version:
     tags: Mapping[str, str]
 
     def records(self) -> list[Record]:
-        """What was measured of it: the newest measurement of each comparable group."""
-        return [Record.model_validate_json(value) for key, value in self.tags.items() if key.startswith(RECORD)]
+        """What was measured of it: the newest of each comparable group. Raises EvidenceBroken for a changed tag."""
+        return [self._record(key, value) for key, value in self.tags.items() if key.startswith(RECORD)]
+
+    def _record(self, key: str, value: str) -> Record:
+        try:
+            return Record.model_validate_json(value)
+        except ValidationError as error:
+            raise EvidenceBroken(
+                f"the tag {key} on version {self.number} of {self.name!r} is no record: it was changed, or written by "
+                f"another version of Redoubt. Measure it again: redoubt reattack, after the tag was deleted."
+            ) from error
 
 
 def register(name: str, stored: "StoredModel", tags: Mapping[str, str]) -> int:
     """The number of the new version of the registered model."""
     store = client()
-    if not store.search_registered_models(f"name = '{name}'"):
+    if not store.search_registered_models(_named(name)):
         store.create_registered_model(name)
     model_id = stored.model_uri.removeprefix("models:/")
     made = store.create_model_version(
@@ -46,7 +58,7 @@ def register(name: str, stored: "StoredModel", tags: Mapping[str, str]) -> int:
 def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
     """The versions that bear an alias, and the tags of the registered model; both empty where it is not registered."""
     store = client()
-    if not store.search_registered_models(f"name = '{name}'"):
+    if not store.search_registered_models(_named(name)):
         return {}, {}
     found = store.get_registered_model(name)
     return {alias: int(number) for alias, number in found.aliases.items()}, dict(found.tags)
@@ -61,7 +73,7 @@ def registered(name: str) -> tuple[Version, ...]:
     """Every version of the registered model in ascending order; none for a model that is not registered."""
     store, found, token = client(), list[Version](), None
     while True:
-        page = store.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        page = store.search_model_versions(_named(name), max_results=1000, page_token=token)
         for made in page:
             at = float(made.creation_timestamp) / 1000
             tags = dict(made.tags)
@@ -96,3 +108,12 @@ def tag_model(name: str, tags: Mapping[str, str]) -> None:
     """Set tags on the registered model itself."""
     for key, value in tags.items():
         client().set_registered_model_tag(name, key, value)
+
+
+def _named(name: str) -> str:
+    """The filter that finds a registered model. Raises WrongInput for a name that none can have."""
+    if not name or set(name) & set("'\"/:"):
+        raise WrongInput(
+            f"{name!r} is no name of a registered model: it holds a quote, a slash or a colon, or nothing."
+        )
+    return f"name = '{name}'"

@@ -146,7 +146,7 @@ def test_the_same_again_is_judged_from_the_cells_without_one_attack(story, home,
         raise AssertionError("an attack ran")
 
     monkeypatch.setattr(sys.modules[cell.__name__].Engine, "run", never)
-    config = like_before(NAME, registered(NAME)[0])
+    config = like_before(registered(NAME)[0])
     again = evaluate_model(config)
     assert again.chapters[0].report.threats == story.chapters[0].report.threats
     (found,) = verify_model(NAME, 1)
@@ -204,14 +204,28 @@ def test_a_flipped_byte_in_the_served_graph_and_in_the_store_of_cells_is_found(s
     assert call(capsys, "verify", NAME)[0] == 0
 
 
-def test_a_tag_that_was_made_kinder_is_found(story, home, capsys):
-    tag_version(NAME, 1, {"redoubt.verdict": "pass"})
+@pytest.mark.parametrize("tag", ["redoubt.verdict", "redoubt.robust_accuracy.linf_0.1", "redoubt.suite_digest"])
+def test_a_tag_that_was_made_kinder_is_found(story, home, capsys, tag):
+    before = registered(NAME)[0].tags[tag]
+    tag_version(NAME, 1, {tag: "pass" if tag.endswith("verdict") else "0.9999"})
     try:
         code, said, _ = call(capsys, "verify", NAME)
     finally:
-        tag_version(NAME, 1, {"redoubt.verdict": "fail"})
+        tag_version(NAME, 1, {tag: before})
     assert code == 1
-    assert "redoubt.verdict" in said
+    assert tag in said
+
+
+def test_a_record_or_a_finding_that_is_none_any_more_is_named(story, home, capsys):
+    (key,) = (key for key in registered(NAME)[0].tags if key.startswith("redoubt.record."))
+    before = registered(NAME)[0].tags[key]
+    tag_version(NAME, 1, {key: before.replace('"clean"', '"cleaner"')})
+    try:
+        code, _, err = call(capsys, "history", NAME)
+    finally:
+        tag_version(NAME, 1, {key: before})
+    assert (code, key in err) == (4, True)
+    assert call(capsys, "history", NAME)[0] == 0
 
 
 def test_a_stronger_suite_makes_a_measurement_and_no_regression(story, home, capsys, monkeypatch):
@@ -265,6 +279,8 @@ def test_history_compare_report_and_explain_answer(story, home, capsys):
         (("findings", NAME, "--accept", "F-0"), "has no finding"),
         (("reattack", NAME, "--versions", "one"), "live, all, or numbers"),
         (("evaluate", "models:/nobody/1"), "not registered"),
+        (("evaluate", f"models:/{NAME}/1", "--name", "other"), f"Write name: {NAME}"),
+        (("history", "two'kinds"), "is no name of a registered model"),
         (("evaluate", "nowhere.onnx", "--dataset", NAME), "--eps"),
     ],
 )
@@ -291,7 +307,7 @@ def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_is_re
             registered_model_name=NAME,
         )
         assert kept.registered_model_version == 3
-        config = like_before(NAME, registered(NAME)[2])
+        config = like_before(registered(NAME)[2])
     story = evaluate_model(config)
     assert story.version == 3
     assert story.verdict.outcome == "fail"  # it was never trained
@@ -310,7 +326,7 @@ def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_is_re
             registered_model_name=NAME,
         )
     with pytest.raises(ModelRejected, match="pt2"):
-        evaluate_model(like_before(NAME, registered(NAME)[3]))
+        evaluate_model(like_before(registered(NAME)[3]))
     assert registered(NAME)[3].records() == []
 
 
@@ -330,15 +346,15 @@ def test_an_onnx_file_and_a_registered_one_are_evaluated_as_the_torch_model_is(s
     client()
     mlflow.set_experiment(NAME)
     with mlflow.start_run():
-        mlflow.onnx.log_model(graph, name="onnx", registered_model_name="elsewhere")  # its weights lie beside it
-    code, said, err = call(capsys, "evaluate", "models:/elsewhere/1", "--like", NAME, "--samples", "300", "--json")
+        mlflow.onnx.log_model(graph, name="onnx", registered_model_name="from elsewhere")  # its weights lie beside it
+    code, said, err = call(capsys, "evaluate", "models:/from elsewhere/1", "--like", NAME, "--samples", "300", "--json")
     assert code == 0, err
     code, _, err = call(capsys, "evaluate", f"models:/{NAME}/2", "--samples", "300", "--json")
     assert code == 0, err
     assert json.loads(said)["stages"][0]["robust_accuracy"]["linf_0.1"] == of_file
-    theirs = newest_record(registered("elsewhere")[0]).threats[0].robust
+    theirs = newest_record(registered("from elsewhere")[0]).threats[0].robust
     assert theirs == newest_record(registered(NAME)[1]).threats[0].robust
-    assert verify_model("elsewhere")[0].mismatches == ()
+    assert verify_model("from elsewhere")[0].mismatches == ()
 
 
 def as_onnx(weights: list[np.ndarray]) -> object:
@@ -385,14 +401,14 @@ def test_a_version_whose_weights_were_exchanged_is_not_measured(story, home):
     tag_version(NAME, 1, {"redoubt.weights_digest": "0" * 16})
     try:
         with pytest.raises(EvidenceBroken, match="was changed"):
-            evaluate_model(like_before(NAME, number))
+            evaluate_model(like_before(number))
     finally:
         tag_version(NAME, 1, {"redoubt.weights_digest": number.tags["redoubt.weights_digest"]})
 
 
 def test_already_knows_policy_and_suite(story, home):
     version = registered(NAME)[0]
-    config = like_before(NAME, version)
+    config = like_before(version)
     assert already(version, config) is not None
     other = config.model_copy(update={"policy": config.policy.model_copy(update={"floor": 0.1})})
     assert already(version, other) is None
@@ -419,8 +435,10 @@ def test_a_flipped_pair_becomes_a_finding_with_the_inputs_that_flipped(story, ho
 
 
 def test_a_warm_start_is_at_least_as_strong_and_compared_with_its_like_only(story, home):
-    warm = evaluate_model(like(1, warm=True)).chapters[0].report
+    chapter = evaluate_model(like(1, warm=True)).chapters[0]
+    warm = chapter.report
     assert warm.warm
+    assert reproduce_run(chapter.run_id).same  # from the examples that it began at, which its run keeps
     assert warm.threats[0].robust.value <= story.chapters[0].report.threats[0].robust.value
     assert warm.comparable_with(story.chapters[0].report) == "start"
     keys = {record.key: record.warm for record in registered(NAME)[0].records()}
@@ -524,3 +542,17 @@ def test_a_killed_evaluation_goes_on_where_it_stood(story, home, tmp_path):
     cells = set((home / "cells").rglob("*.safetensors")) - before
     assert len(done) < len(cells)
     assert verify_model(NAME, 1)[0].mismatches == ()
+
+
+def test_a_lower_floor_or_a_suite_to_look_closes_no_finding(story, home):
+    config = two_kinds().as_evaluation(2)
+    (finding,) = known_of(NAME).findings
+    weak = finding.model_copy(update={"floor": 0.99, "state": "open", "verified_version": None, "verified_at": None})
+    open_again = weak.model_copy(update={"closed_at": None, "fresh": "fail", "replay": "fail"})
+    for policy, suite, state in ((0.9, "standard", "open"), (0.99, "quick", "open")):
+        write_findings(NAME, [open_again])
+        asked_for = config.policy.model_copy(update={"floor": policy, "clean_floor": 0.5})
+        attacks = config.evaluation.model_copy(update={"suite": suite})
+        evaluate_model(config.model_copy(update={"policy": asked_for, "evaluation": attacks}))
+        assert next(f for f in known_of(NAME).findings if f.id == finding.id).state == state
+    write_findings(NAME, [finding])

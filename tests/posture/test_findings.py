@@ -477,3 +477,16 @@ def test_metrics_of_an_empty_ledger_invent_no_latency():
     metrics = ledger_metrics([], day(0))
     assert "findings/patch_latency_days" not in metrics
     assert set(metrics.values()) == {0.0}
+
+
+@pytest.mark.parametrize(("floor", "state"), [(0.5, "open"), (0.6, "verified"), (0.7, "verified")])
+def test_a_pass_at_a_lower_floor_than_was_missed_closes_nothing(floor, state):
+    found = advance(None, seen(1, "fail", "fail", floor=0.6))
+    assert advance(found, seen(2, "pass", "pass", floor=floor)).state == state
+
+
+def test_the_highest_floor_that_was_missed_is_the_one_to_reach():
+    found = advance(advance(None, seen(1, "fail", "fail", floor=0.6)), seen(2, "fail", "fail", floor=0.8))
+    assert found.floor == 0.8
+    assert advance(found, seen(3, "fail", "fail", floor=0.5)).floor == 0.8
+    assert advance(found, seen(3, "pass", "pass", floor=0.6)).state == "open"
