@@ -100,11 +100,11 @@ class Entry:
 
 def head(card: str) -> Any:
     """What the front matter holds."""
-    return yaml.safe_load(card.split("---\n")[1])
+    return yaml.safe_load(card.removeprefix("---\n").split("\n---\n", 1)[0])
 
 
 def body(card: str) -> str:
-    return card.split("---\n", 2)[2]
+    return card.split("\n---\n", 1)[1]  # only a line of its own ends the front matter
 
 
 def tokens(markdown: str) -> list[Any]:
@@ -232,6 +232,7 @@ NASTY = [
     "mailto:someone@evil.example",
     "`` ` </code><b>bold</b>",
     "a\n\n# A heading",
+    "---",
     "a\r\n---\r\nname: other",
     "---\nmodel-index: []\n---",
     "```\nrm -rf\n```",
