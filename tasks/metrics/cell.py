@@ -11,7 +11,7 @@ from torch import Tensor
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.attacks.geometry import inside
 from tasks.attacks.search import Search
-from tasks.metrics.engine import Engine, Tally, generator, violation
+from tasks.metrics.engine import ATTACK_SECONDS, Engine, Tally, generator, violation
 from tasks.metrics.isolation import Coarse, Meter
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 
@@ -66,11 +66,13 @@ def attack_cell(
     number: int,
     warm: Tensor | None = None,
     coarse: bool = False,
+    attack_seconds: float = ATTACK_SECONDS,
     tell: Callable[[str, int], None] | None = None,
 ) -> Cell:
     """The suite's result on x [N, ...], y [N], N at most 512. Its random draws follow from seed and cell number.
 
-    With coarse the search runs in bfloat16. tell(attack, standing) is called as it goes on.
+    With coarse the search runs in bfloat16. tell(attack, standing) is called as it goes on. attack_seconds as in
+    measure().
     """
     started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
     torch.manual_seed(generator(CPU, seed, "model", number).initial_seed())  # of models that draw
@@ -89,7 +91,7 @@ def attack_cell(
     if warm is not None:
         standing = search.standing()
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
-    engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell)
+    engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell, attack_seconds=attack_seconds)
     tallies = engine.run()
     x_adv, fooled, dropped, prediction = _confirmed(meter, search, x, y, prediction)
     wrong = violation(x, x_adv, threat)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.code import own_code
+from tasks.metrics.engine import ATTACK_SECONDS
 from tasks.metrics.outcomes import Precision
 
 ClassNumber = Annotated[int, Field(ge=0)]
@@ -32,6 +33,12 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
         "are compared only with each other",
     )
     precision: Precision = Field("auto", description="of the search; auto: bf16 where that is faster")
+    attack_seconds: float = Field(
+        ATTACK_SECONDS,
+        gt=0,
+        allow_inf_nan=False,
+        description="of one of your own attacks on one block of samples; beyond it is stopped, and the number is void",
+    )
 
     @field_validator("critical_pairs")
     @classmethod
@@ -51,7 +58,7 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
 
     def facts(self) -> dict[str, Any]:
         """What the result under any one of the threat models follows from, besides threat, model and samples."""
-        suite, elsewhere = self.resolved_suite(), {"threats", "suite", "attacks", "samples"}
+        suite, elsewhere = self.resolved_suite(), {"threats", "suite", "attacks", "samples", "attack_seconds"}
         return {
             "suite": [suite.name, suite.digest],
             "own attacks": own_code(suite),

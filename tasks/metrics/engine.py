@@ -5,17 +5,21 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
-from tasks.attacks import AttackConfig, Suite, ThreatModel
+from tasks.attacks import ATTACKS, AttackConfig, Suite, ThreatModel
 from tasks.attacks.geometry import distance
 from tasks.attacks.search import SLACK, Search
+from tasks.metrics.child import Failed, Result, Stopped, can_fork, in_child
 from tasks.metrics.isolation import Meter
 
+ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
 FEWEST = 8  # samples of a turn
+SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each sample that it sees
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
@@ -58,8 +62,9 @@ class Engine:
         seed: int,
         cell: int,
         tell: Callable[[str, int], None] | None = None,
+        attack_seconds: float = ATTACK_SECONDS,
     ) -> None:
-        self.tell = tell
+        self.tell, self.attack_seconds = tell, attack_seconds
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
         none = torch.zeros_like(search.fooled)
@@ -128,6 +133,7 @@ class Engine:
         """Let the attack try these samples. How many fell."""
         search, config = self.search, tally.config
         rows = rows[~search.fooled[rows]]
+        tally.error = tally.error or self.meter.stopped.get(config.name)
         if not len(rows) or tally.error is not None:
             return 0
         before, passes, started = search.fooled.clone(), self._passes(), time.perf_counter()
@@ -144,8 +150,10 @@ class Engine:
                 self._foreign(tally, rows)
             if search.broken:
                 raise _Misbehaved("met logits that are not finite")
-        except _Misbehaved as failure:
+        except (_Misbehaved, Failed) as failure:
             tally.error = str(failure)
+            if isinstance(failure, Stopped):
+                self.meter.stopped[config.name] = tally.error
         except Exception as failure:  # a user's attack may raise anything; the number is void, the run goes on
             tally.error = f"raised {type(failure).__name__}: {failure}"
         flips = search.fooled & ~before
@@ -164,8 +172,17 @@ class Engine:
         """A plain attack function: what it returns is measured, not believed, and what it meets on its way counts."""
         search = self.search
         x, y = search.x[rows], search.y[rows]
-        attack, overheard = tally.config.function(), _Overheard(self.meter, search, rows)
-        x_adv = attack(overheard, x.clone(), y.clone(), threat=search.threat, rng=search.rng)
+        attack = partial(self._attack, tally.config, rows)
+        if tally.config.name in ATTACKS:
+            x_adv = attack()
+        elif can_fork():
+            x_adv = self._apart(attack, rows)
+        else:  # the model can be refused to it, which ends all but what asks the model nothing
+            self.meter.deadline = (time.monotonic() + self.attack_seconds, self.attack_seconds)
+            try:
+                x_adv = attack()
+            finally:
+                self.meter.deadline = None
         wrong = violation(x, x_adv, search.threat)
         if wrong:
             raise _Misbehaved(wrong)
@@ -175,6 +192,37 @@ class Engine:
         search.see(rows, x_adv, logits)
         tally.silent = torch.zeros_like(search.fooled)
         tally.silent[rows] = met & (logits.argmax(1) == y)
+
+    def _attack(self, config: AttackConfig, rows: Tensor) -> Tensor:
+        """What the attack returns for these samples."""
+        search, overheard = self.search, _Overheard(self.meter, self.search, rows)
+        x, y = search.x[rows].clone(), search.y[rows].clone()
+        return config.function()(overheard, x, y, threat=search.threat, rng=search.rng)
+
+    def _apart(self, attack: Callable[[], Tensor], rows: Tensor) -> Tensor:
+        """What the attack returns, from a process of its own; what it met, spent and drew there counts here."""
+        search, meter = self.search, self.meter
+        draws = {"rng": search.rng, "reseed": meter.reseed}
+
+        def work() -> Result:
+            x_adv = attack()
+            if not isinstance(x_adv, Tensor):
+                raise TypeError(f"returned {type(x_adv).__name__}, not a tensor")
+            seen = {"seen/" + name: getattr(search, name)[rows] for name in SEEN}
+            states = {"drawn/" + name: rng.get_state() for name, rng in draws.items() if rng is not None}
+            tensors = {"x_adv": x_adv, "drawn": torch.get_rng_state(), **seen, **states}
+            return tensors, {"passes": self._passes(), "broken": search.broken}
+
+        tensors, values = in_child(work, seconds=self.attack_seconds)
+        for name in SEEN:
+            getattr(search, name)[rows] = tensors["seen/" + name]
+        for name, rng in draws.items():
+            if rng is not None:
+                rng.set_state(tensors["drawn/" + name])
+        torch.set_rng_state(tensors["drawn"])
+        meter.forward_samples, meter.backward_samples = values["passes"]
+        search.broken = values["broken"]
+        return tensors["x_adv"]
 
     def _spent(self) -> int:
         """Passes so far, forward and backward."""

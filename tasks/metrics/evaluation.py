@@ -139,7 +139,9 @@ def _under(
     progress: bool,
 ) -> tuple[Outcomes, ThreatReport]:
     """Each sample's outcome under one threat model, the worst over the seeds, and the report of it."""
-    attack = partial(measure, threat=threat, suite=suite, precision=config.precision)
+    attack = partial(
+        measure, threat=threat, suite=suite, precision=config.precision, attack_seconds=config.attack_seconds
+    )
     seeds = range(config.seed, config.seed + config.seeds)
     whole = partial(attack, model, x, y, warm=warm, progress=progress, store=store, weights=weights)
     of_seed = [whole(seed=seed) for seed in seeds]

@@ -1,12 +1,15 @@
 """Use a model for measuring and leave it exactly as it was."""
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from tasks.metrics.child import Stopped
 
 PROBE = 32  # samples that are looked at to know what kind of model this is
 WORTH_FLOPS = 5e6  # a sample: below, a pass is bound by overhead and not by arithmetic
@@ -27,6 +30,8 @@ class Meter(nn.Module):
         half = parameter is not None and parameter.dtype.itemsize < 4
         self.narrow = parameter.dtype if parameter is not None and half else None  # the search itself needs float32
         self.reseed: Generator | None = None
+        self.deadline: tuple[float, float] | None = None  # on the monotonic clock, and how many seconds it gave
+        self.stopped: dict[str, str] = {}  # attacks that were stopped, and why: not begun again on other samples
         self.forward_samples = 0
         self.backward_samples = 0
 
@@ -43,6 +48,8 @@ class Meter(nn.Module):
 
     def once(self, x: Tensor) -> Tensor:
         """One pass: x [B, ...] -> logits [B, C]."""
+        if self.deadline is not None and time.monotonic() > self.deadline[0]:
+            raise Stopped(f"was stopped after {self.deadline[1]:g} s")
         self.forward_samples += len(x)
         if self.reseed is not None:
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=self.reseed)))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -16,7 +16,7 @@ from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel, as_suite
 from tasks.errors import ModelRejected, WrongInput
 from tasks.metrics.cell import BLOCK, Cell, attack_cell, known_cell
 from tasks.metrics.code import grounds, own_code
-from tasks.metrics.engine import Tally
+from tasks.metrics.engine import ATTACK_SECONDS, Tally
 from tasks.metrics.isolation import Meter, answers_at_random, pays_in_bf16, untouched
 from tasks.metrics.store import CellStore, Entry
 
@@ -131,6 +131,7 @@ def measure(
     precision: Precision = "auto",
     draws: int | None = None,
     reseed: bool = False,
+    attack_seconds: float = ATTACK_SECONDS,
     progress: bool = False,
     store: CellStore | None = None,
     weights: str = "",
@@ -147,6 +148,9 @@ def measure(
     that is fast at it; what the search finds is judged in the model's own precision. draws: how many passes are
     averaged for one answer; by default 1, or 10 for a model that answers at random, whose errors count by majority.
     reseed: a global seed of its own for every pass, for a model whose answers follow from that seed.
+    attack_seconds: what an attack of your own (package.module:function) may take for a cell. It runs in a process of
+    its own, on one thread, which is stopped then; beside a GPU in this one, where it is stopped when it next asks the
+    model. One that was stopped is named in `problems` and not begun on the cells that follow.
     store: where each cell is looked up before it is computed, and put unless an attack raised; what a stored one cost
     is what it cost at first. It needs `weights`, a digest of all that the model's answers follow from.
 
@@ -165,7 +169,8 @@ def measure(
         meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
         asked, probing = (meter.forward_samples, meter.backward_samples), time.perf_counter() - started
-        attack: Callable[..., Cell] = partial(attack_cell, meter, threat=threat, suite=suite, seed=seed, coarse=coarse)
+        how: dict[str, Any] = {"threat": threat, "suite": suite, "seed": seed, "coarse": coarse}
+        attack: Callable[..., Cell] = partial(attack_cell, meter, attack_seconds=attack_seconds, **how)
         if store is not None and weights:
             facts = _facts(meter, x, weights=weights, threat=threat, suite=suite, seed=seed, coarse=coarse)
             attack = partial(known_cell, store, facts, suite.under(threat), attack)

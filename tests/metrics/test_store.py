@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import tasks.metrics.code
 import tasks.metrics.curve
+import tasks.metrics.engine
 import tasks.metrics.outcomes
 import tasks.metrics.report
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite, suites
@@ -74,6 +75,7 @@ class Wavering(nn.Module):
 def _small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks.metrics.outcomes, "BLOCK", BLOCK)
     monkeypatch.setattr(tasks.metrics.curve, "BLOCK", BLOCK)
+    monkeypatch.setattr(tasks.metrics.engine, "can_fork", lambda: False)  # these attacks remember their calls
     attack_calls.clear()
     attack_dies_at.clear()
 
