@@ -9,10 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = {
-    *("decide", "evaluate", "fetch", "ledger", "promote", "prove", "publish", "recall", "record", "replay", "results"),
-    *("track", "train", "validate", "verify"),
+    *("decide", "evaluate", "fetch", "ledger", "promote", "prove", "publish", "recall", "record", "replay", "reserve"),
+    *("results", "track", "train", "validate", "verify"),
 }
-BASE = {"errors", "home", "lookup", "statistics"}
+BASE = {"errors", "home", "locks", "lookup", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself
     "attacks": set(),
     "data": set(),

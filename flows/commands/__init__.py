@@ -4,12 +4,13 @@ import click
 
 from flows.commands.checking import check, evaluate, reattack, selftest
 from flows.commands.evidence import reproduce, transfer, verify
+from flows.commands.keeping import deliver
 from flows.commands.posture import compare, explain, findings, history, report
 from flows.commands.running import config, recipes, run, suites, ui
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, evaluate, reattack, check),
     *(history, compare, report, findings, explain, transfer),
-    *(verify, reproduce),
+    *(verify, reproduce, deliver),
     *(recipes, suites, config, selftest, ui),
 )

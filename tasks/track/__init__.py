@@ -4,7 +4,6 @@ from tasks.track.models import (
     MODEL_FILES,
     STORED,
     WEIGHTS,
-    download,
     keep_stored,
     load_stored,
     model_artifacts,
@@ -29,6 +28,7 @@ from tasks.track.runs import (
     artifacts,
     children,
     commit,
+    download,
     environment,
     known_run,
     load_bytes,
@@ -46,7 +46,7 @@ from tasks.track.runs import (
     set_tags,
     timed,
 )
-from tasks.track.store import client, embedded_store
+from tasks.track.store import client, embedded_store, patient
 
 __all__ = [
     "EVIDENCE",
@@ -80,6 +80,7 @@ __all__ = [
     "open_run",
     "open_stage",
     "parent_of",
+    "patient",
     "register",
     "registered",
     "run_tags",

@@ -2,11 +2,10 @@
 
 import tempfile
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tasks.track.runs import load_bytes, log_bytes, log_dict
-from tasks.track.store import client
+from tasks.track.runs import download, load_bytes, log_bytes, log_dict
+from tasks.track.store import client, patient
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,22 +28,35 @@ def save_model(run_id: str, stage: str, name: str, model: "nn.Module", example: 
 
     store, raw = client(), to_bytes(model)
     log_bytes(run_id, raw, WEIGHTS)
-    with EXPORTING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch.export and MLflow say of their own insides
+    made = store.create_logged_model(
+        store.get_run(run_id).info.experiment_id,
+        name="model",
+        source_run_id=run_id,
+        params={"model": name, "stage": stage},
+        model_type="classifier",
+    )
+
+    def keep() -> Any:
+        """Fill the logged model; done again where the server went away meanwhile, and no second one comes of it."""
         import mlflow.pytorch
 
         mlflow.start_run(run_id=run_id)  # or else the logged model lands in MLflow's default experiment
-        info = mlflow.pytorch.log_model(
-            model,
-            name="model",
-            input_example=example.numpy(),
-            serialization_format="pt2",
-            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-            params={"model": name, "stage": stage},
-            model_type="classifier",
-        )
-        mlflow.end_run()
-        store.update_run(run_id, status="RUNNING")  # its evaluation is still to come
+        try:
+            return mlflow.pytorch.log_model(
+                model,
+                name="model",
+                model_id=made.model_id,
+                input_example=example.numpy(),
+                serialization_format="pt2",
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+            )
+        finally:
+            mlflow.end_run()
+
+    with EXPORTING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch.export and MLflow say of their own insides
+        info = patient().ask(keep)
+    store.update_run(run_id, status="RUNNING")  # its evaluation is still to come
     stored = StoredModel(
         stage=stage,
         model=name,
@@ -67,14 +79,6 @@ def load_stored(run_id: str) -> "StoredModel":
     from tasks.models import StoredModel
 
     return StoredModel.model_validate_json(load_bytes(f"runs:/{run_id}/{STORED}"))
-
-
-def download(uri: str, into: str) -> Path:
-    """The folder or file of an artifact, e.g. of a logged model, copied below the folder `into`."""
-    client()
-    import mlflow
-
-    return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=tempfile.mkdtemp(dir=into)))
 
 
 def model_artifacts(uri: str) -> dict[str, bytes]:

@@ -8,14 +8,15 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import WrongInput
+from tasks.errors import StoreUnreachable, WrongInput
 from tasks.home import folder
-from tasks.track.store import client
+from tasks.track.alive import is_gone, me
+from tasks.track.store import client, patient
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tasks.data import Data
     from tasks.models import StoredModel
 
+PROCESS = "redoubt.process"  # a tag: which process makes the run
 PACKAGES = ("redoubt", "torch", "numpy", "prefect", "mlflow", "great-expectations")
 
 
@@ -30,7 +32,9 @@ PACKAGES = ("redoubt", "torch", "numpy", "prefect", "mlflow", "great-expectation
 def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
     """The id of a new parent run that holds the whole config; closed as finished, failed or killed, with its stages."""
     store = client()
-    run = store.create_run(_experiment(store, experiment), tags=_provenance())
+    place = _experiment(store, experiment)
+    _close_killed(store, place)
+    run = store.create_run(place, tags=_provenance() | {PROCESS: me()})
     run_id = run.info.run_id
     store.log_dict(run_id, dict(config), "config.json")
     status = "KILLED"
@@ -41,10 +45,26 @@ def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
         status = "FAILED"
         raise
     finally:
-        for stage in _stages(store, run_id):
-            if stage.info.status == "RUNNING":
-                store.set_terminated(stage.info.run_id, status)
-        store.set_terminated(run_id, status)
+        _close(store, run_id, status)
+    patient().settle()  # what the run came to is said when all of it is kept
+
+
+def _close_killed(store: "MlflowClient", experiment: str) -> None:
+    """Mark as killed what runs of this machine left open whose process has ended."""
+    for run in store.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        if is_gone(run.data.tags.get(PROCESS, "")):
+            _close(store, run.info.run_id, "KILLED")
+
+
+def _close(store: "MlflowClient", run_id: str, status: str) -> None:
+    """End the run and its stages. Where the store does not answer, the run's end goes to the spool."""
+    stages = []
+    with suppress(StoreUnreachable):
+        stages = _stages(store, run_id)
+    for stage in stages:
+        if stage.info.status == "RUNNING":
+            store.set_terminated(stage.info.run_id, status)
+    store.set_terminated(run_id, status)
 
 
 def open_stage(run_id: str, stage: str) -> str:
@@ -130,11 +150,19 @@ def log_dataset(run_id: str, data: "Data") -> None:
 
 def load_bytes(uri: str) -> bytes:
     """The bytes of an artifact, e.g. runs:/<run>/<path>."""
-    client()
+    with tempfile.TemporaryDirectory() as scratch:
+        return download(uri, scratch).read_bytes()
+
+
+def download(uri: str, into: str) -> Path:
+    """The folder or file of an artifact, e.g. of a logged model, copied below the folder `into`."""
+    store = patient()
     import mlflow
 
-    with tempfile.TemporaryDirectory() as scratch:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch)).read_bytes()
+    def copied() -> str:
+        return mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=tempfile.mkdtemp(dir=into))
+
+    return Path(store.ask(copied))
 
 
 def children(run_id: str) -> tuple[str, ...]:

@@ -4,10 +4,11 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from tasks.errors import StoreUnreachable
 from tasks.home import folder
+from tasks.track.patience import Patient
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,12 +19,21 @@ QUIET = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for --json
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # it would retry for minutes, and make a run twice; we retry ourselves
 }
-_ANSWERED: set[str] = set()  # the stores that were reached once; MLflow itself retries for minutes
+_ANSWERED: dict[str, Patient] = {}  # the stores that were reached once
 
 
 def client() -> "MlflowClient":
-    """A client of the server that MLFLOW_TRACKING_URI names, or of the embedded store. Raises StoreUnreachable."""
+    """A client of the server that MLFLOW_TRACKING_URI names, or of the embedded store. Raises StoreUnreachable.
+
+    Once a store has answered, the client is patient with it.
+    """
+    return cast("MlflowClient", patient())
+
+
+def patient() -> Patient:
+    """The same, with what it does besides: ask() in patience, deliver() what is kept, settle() what was written."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     import mlflow
@@ -32,14 +42,24 @@ def client() -> "MlflowClient":
         logging.getLogger(name).setLevel(logging.WARNING)
     named = os.environ.get("MLFLOW_TRACKING_URI")
     uri = named or embedded_store()
-    if uri not in _ANSWERED:
+    new = uri not in _ANSWERED
+    if new:
         _reachable(uri)
-        _ANSWERED.add(uri)
     if mlflow.get_tracking_uri() != uri:
         mlflow.set_tracking_uri(uri)
         if not named:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it; what a user names must stay apart
-    return mlflow.MlflowClient()
+    if new:
+        _ANSWERED[uri] = Patient(mlflow.MlflowClient(), uri)
+        _left_over(_ANSWERED[uri])
+    return _ANSWERED[uri]
+
+
+def _left_over(store: Patient) -> None:
+    """Deliver what earlier runs could not."""
+    done = store.left_over = store.deliver()
+    if done.sent or done.kept or done.refused:
+        logging.getLogger("redoubt").warning("writes that earlier runs left in the spool: %s", done)
 
 
 def embedded_store() -> str:
