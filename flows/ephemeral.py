@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 from tasks.errors import StoreUnreachable
 from tasks.home import folder
+from tasks.reserve import TEMPORARY
 
 PATIENCE = 120.0  # seconds until a server that does not answer is given up
 DRAIN = 0.5  # seconds that the server is left alone at the end: it writes task runs every second
@@ -37,12 +38,13 @@ def prefect_api() -> Iterator[Callable[[], None]]:
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for the run; the server ends after it, with everything written
         )
-    os.environ["PREFECT_API_URL"] = url
+    os.environ |= {"PREFECT_API_URL": url, TEMPORARY: "1"}
     try:
         yield lambda: _wait(url, server, str(log))
     finally:
         _hand_over()
-        os.environ.pop("PREFECT_API_URL", None)
+        for name in ("PREFECT_API_URL", TEMPORARY):
+            os.environ.pop(name, None)
         server.terminate()
         try:
             server.wait(20)

@@ -24,6 +24,7 @@ from tasks.posture.findings import crowned, ledger_metrics
 from tasks.prove import prove
 from tasks.recall import known_of
 from tasks.replay import corpus_place, corpus_tag, load_corpus
+from tasks.reserve import reserved
 from tasks.results import ASKED, BOM, CARD, load_adversarial
 from tasks.track import (
     EVIDENCE,
@@ -67,19 +68,35 @@ def record(
             _, sha = prove(name, None, model, data, report, verdict, asked, replays=replays, previous="")
             set_tags(model.run_id, {"redoubt.model": name, "redoubt.evidence": sha})
             return sha
-        policy = Policy.model_validate(asked["policy"])
-        ledger = _ledger(name, version, model, data, report, verdict, policy, replays)
-        _grow_corpus(name, version, model, data, report)
-        previous = known_of(name).version(version).tags.get(EVIDENCE, "")
-        evidence, sha = prove(name, version, model, data, report, verdict, asked, replays=replays, previous=previous)
-        kept = _record(name, version, model, report, verdict, policy, replays, sha)
-        log_text(model.run_id, model_card(kept, evidence, ledger, coverage([kept])), CARD)
-        log_dict(model.run_id, ml_bom(kept, evidence, evidence.environment), BOM)
-        on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
-        set_tags(model.run_id, on_run | {"redoubt.evidence": sha})  # by which runs are found again
-        tags = {f"{RECORD}{kept.key}": kept.model_dump_json(), f"{EVIDENCE_OF}{sha[:16]}": model.run_id}
-        tag_version(name, version, tags | {EVIDENCE: sha} | version_tags(report, verdict))
-        return sha
+        with reserved(name):  # what others add meanwhile must not be lost
+            return _recorded(name, version, model, data, report, verdict, asked, replays)
+
+
+def _recorded(
+    name: str,
+    version: int,
+    model: StoredModel,
+    data: Data,
+    report: RobustnessReport,
+    verdict: Verdict,
+    asked: Mapping[str, Any],
+    replays: Sequence[ReplayReport],
+) -> str:
+    """Read what is kept of the model, add what was found, write it back. The SHA-256 of the evidence."""
+    policy = Policy.model_validate(asked["policy"])
+    ledger = _ledger(name, version, model, data, report, verdict, policy, replays)
+    _grow_corpus(name, version, model, data, report)
+    previous = known_of(name).version(version).tags.get(EVIDENCE, "")
+    evidence, sha = prove(name, version, model, data, report, verdict, asked, replays=replays, previous=previous)
+    kept = _record(name, version, model, report, verdict, policy, replays, sha)
+    log_text(model.run_id, model_card(kept, evidence, ledger, coverage([kept])), CARD)
+    log_dict(model.run_id, ml_bom(kept, evidence, evidence.environment), BOM)
+    on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
+    set_tags(model.run_id, on_run | {"redoubt.evidence": sha})  # by which runs are found again
+    # One by one, in this order: a kill in between leaves a version that verifies, and that the same command records.
+    tags = {f"{EVIDENCE_OF}{sha[:16]}": model.run_id} | version_tags(report, verdict)
+    tag_version(name, version, tags | {EVIDENCE: sha, f"{RECORD}{kept.key}": kept.model_dump_json()})
+    return sha
 
 
 def version_tags(report: RobustnessReport, verdict: Verdict) -> dict[str, str]:

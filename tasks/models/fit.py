@@ -1,6 +1,8 @@
 """fit(): the one training loop, for plain training and for hardening alike."""
 
 import copy
+import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from rich.console import Console
@@ -91,8 +94,8 @@ def fit(
     x, y = train[0].to(device), train[1].to(device)
     with _seeded(config), _bar(progress) as bar:
         training = _prepare(model.to(device), len(x), config, device)
-        if checkpoint and checkpoint.exists():
-            training.restore(torch.load(checkpoint, weights_only=True))
+        if checkpoint and (state := _saved(checkpoint)):
+            training.restore(state)
         row = bar.add_task(config.defence, total=config.epochs, completed=len(training.history))
         while len(training.history) < config.epochs and (config.patience is None or training.stale() < config.patience):
             number = len(training.history) + 1
@@ -198,10 +201,27 @@ def _seeded(config: TrainingConfig) -> Iterator[None]:
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    """Whole or not at all: a kill while writing leaves the last checkpoint as it was."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    """Whole or not at all: a kill while writing leaves the last checkpoint as it was. A full disk is a warning.
+
+    Two equal trainings at once write the same states, each under a name of its own until it is whole.
+    """
+    raw, part = io.BytesIO(), path.with_name(f".{path.stem}.{uuid4().hex}.part")
+    torch.save(state, raw)
+    try:
+        part.write_bytes(raw.getbuffer())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        logging.getLogger("redoubt").warning("cannot save %s: %s. Training goes on without it.", path, error)
+
+
+def _saved(path: Path) -> dict[str, Any] | None:
+    """The state at that path; None where there is none, as where an equal training has just ended."""
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except FileNotFoundError:
+        return None
+    return state
 
 
 def _bar(progress: bool) -> Progress:

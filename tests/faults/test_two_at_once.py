@@ -1,0 +1,58 @@
+"""Two workers on one model at once: both come to the same, and what each found is kept."""
+
+import json
+
+import pytest
+
+from tests.faults.harness import NAME, SMALL, assert_verifies, database, redoubt, started, verdicts
+
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3000)]
+
+
+def tags(home):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=database(home)).get_registered_model(NAME).tags
+
+
+@pytest.fixture
+def measured(fresh):
+    """A folder with a weak version 1 and a hardened version 2, measured under another seed than will be asked for."""
+    assert redoubt(fresh, *SMALL).returncode == 0
+    return fresh
+
+
+def test_one_version_by_two_at_once(measured):
+    ask = ("evaluate", f"models:/{NAME}/1", "--seed", "5", "--samples", "280")
+    with started(measured, *ask) as one, started(measured, *ask) as other:
+        assert (one.finish(), other.finish()) == (1, 1), one.lines + other.lines
+    assert_verifies(measured)
+    ran = redoubt(measured, "verify", NAME, "--json")
+    links = {row["version"]: row["evidences"] for row in json.loads(ran.stdout)["versions"]}
+    assert links[1] == 3  # of the run that made it, and of both
+
+
+def test_two_versions_by_two_at_once_ledger_and_corpus_hold_what_both_found(measured):
+    asks = [
+        ("evaluate", f"models:/{NAME}/{number}", "--eps", eps, "--seed", "7", "--samples", "280")
+        for number, eps in ((1, "0.2"), (2, "0.2"))
+    ]
+    with started(measured, *asks[0]) as one, started(measured, *asks[1]) as other:
+        codes = one.finish(), other.finish()
+    assert 4 not in codes, one.lines + other.lines
+    assert_verifies(measured)
+    assert len(verdicts(measured)) >= 2
+    corpora = [json.loads(v)["uri"] for k, v in tags(measured).items() if k.startswith("redoubt.corpus.")]
+    found = [corpus for uri in corpora if json.loads(str((corpus := _corpus(measured, uri))["threat"]))["eps"] == 0.2]
+    assert [set(corpus["version"].tolist()) for corpus in found] == [{1, 2}]
+
+
+def _corpus(home, uri):
+    import io
+
+    import mlflow
+    import numpy as np
+
+    path = mlflow.artifacts.download_artifacts(artifact_uri=uri, tracking_uri=database(home))
+    with open(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
