@@ -10,6 +10,7 @@ from tasks.data import describe, load
 from tasks.errors import WrongInput
 from tasks.fetch import version_named
 from tasks.lookup import REGISTERED
+from tasks.parts import named
 from tasks.posture import Record
 from tasks.recall import asked_of, expected_key
 from tasks.track import Version, aliases, registered
@@ -30,7 +31,8 @@ def asked(
     changes: tuple[str, ...],
 ) -> EvaluateConfig:
     """The config of an evaluation of the model. Raises WrongInput that says what is missing."""
-    values = _begin(model, like, dataset=dataset, eps=eps)
+    with named(model, dataset, changes):
+        values = _begin(model, like, dataset=dataset, eps=eps)
     values |= {"model": model, "name": name or _name_of(model)}
     if dataset:
         values["dataset"] = dataset

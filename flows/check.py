@@ -61,8 +61,10 @@ def check(
     from tasks.data import load
     from tasks.fetch import load_model
     from tasks.metrics import binarise, decide_early
+    from tasks.parts import named
 
-    network, (x, y) = load_model(model), load(dataset)["test"]
+    with named(model, dataset):
+        network, (x, y) = load_model(model), load(dataset)["test"]
     asked = {"model": model, "dataset": dataset, "threat": str(threat), "suite": suite, "seed": seed}
     early = decide_early(network, x, y, threat=threat, floor=floor, suite=suite, seed=seed)
     if not planted:

@@ -9,6 +9,7 @@ from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.evidence import Chapter, Story
 from tasks.fetch import fetch_model
 from tasks.models import StoredModel
+from tasks.parts import named
 from tasks.publish import publish
 from tasks.record import record
 from tasks.replay import replay_examples
@@ -22,7 +23,8 @@ def evaluate_model(config: EvaluateConfig, again: bool = False) -> Story:
 
     again: measure everything anew, whatever is in the store of cells.
     """
-    with open_run(config.name, config.model_dump(mode="json")) as run_id:
+    values = config.model_dump(mode="json")
+    with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
         model, version = fetch_model(config.model, run_id=run_id)
         chapter = doubt(model, version, data, config, run_id=run_id, again=again)

@@ -9,6 +9,7 @@ from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.evidence import Chapter, Story
 from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
+from tasks.parts import named
 from tasks.promote import promote
 from tasks.publish import publish
 from tasks.record import record
@@ -21,7 +22,8 @@ from tasks.validate import validate_data
 @flow(name="redoubt", description="Data to promoted model: nothing is promoted without a verdict.")
 def posture_pipeline(config: PipelineConfig) -> Story:
     """Validate, train, attack, decide; on fail harden and attack again; promote what passes. The whole story."""
-    with open_run(config.name, config.model_dump(mode="json")) as run_id:
+    values = config.model_dump(mode="json")
+    with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
         champion = champion_report(
             config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id

@@ -13,6 +13,10 @@ class UnknownPart(WrongInput):
     """A dataset, model, attack, defence, suite or recipe that is not in the table and cannot be imported."""
 
 
+class PartRefused(WrongInput):
+    """A function that a store names, and nobody here has vouched for. It was not imported."""
+
+
 class DataMissing(WrongInput):
     """A file or folder that is absent, unreadable or cut short."""
 

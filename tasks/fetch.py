@@ -9,6 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
 from tasks.lookup import REGISTERED
+from tasks.parts import vouched
 from tasks.track import (
     STORED,
     WEIGHTS,
@@ -133,14 +134,21 @@ def _ours(version: Version) -> "StoredModel | None":
     if not version.run_id or STORED not in artifacts(version.run_id):
         return None
     stored = load_stored(version.run_id)
-    return stored if stored.model_uri == version.source else None
+    return _vouched(stored) if stored.model_uri == version.source else None
 
 
 def _kept(version: Version) -> "StoredModel | None":
     """The version as its newest evaluation kept it, where that holds its weights; None otherwise."""
     newest = max(version.records(), key=lambda record: record.measured_at, default=None)
     stored = load_stored(newest.run_id) if newest else None
-    return stored if stored and newest and stored.weights.startswith("runs:/") else None
+    return _vouched(stored) if stored and newest and stored.weights.startswith("runs:/") else None
+
+
+def _vouched(stored: "StoredModel") -> "StoredModel":
+    """The stored model, if what builds it is a network of ours or vouched for. Raises PartRefused."""
+    if stored.kind == "weights":
+        vouched(stored.model, f"model.json of run {stored.run_id}")
+    return stored
 
 
 def _foreign(version: Version, run_id: str) -> "StoredModel":

@@ -11,6 +11,7 @@ from typing import TypeVar
 from tasks.errors import UnknownPart
 
 T = TypeVar("T")
+PATH = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")  # package.module:function, and nothing else
 REGISTERED = re.compile(r"models:/(?P<name>[^/@']+)(?:/(?P<number>\d+)|@(?P<alias>[^/@]+))")  # of a model registry
 
 
@@ -37,6 +38,8 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 def imported(kind: str, path: str) -> T:  # type: ignore[type-var]  # the caller knows what the user promised
     """The object at "package.module:object"."""
+    if not PATH.fullmatch(path):
+        raise UnknownPart(f"{kind} {path!r} is no name of a function. Write 'package.module:function'.")
     module, _, attribute = path.partition(":")
     if os.getcwd() not in sys.path:  # console scripts do not search the folder that they are started in
         sys.path.insert(0, os.getcwd())

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.ledger import FINDING
 from tasks.lookup import did_you_mean
+from tasks.parts import vouched
 from tasks.posture import Record, key_of
 from tasks.posture.compare import Measured
 from tasks.posture.finding import Finding
@@ -191,6 +192,6 @@ def page_of(run_id: str) -> tuple[str, str] | None:
 
 
 def asked_of(run_id: str) -> dict[str, Any]:
-    """The config of an evaluation."""
+    """The config of an evaluation. Raises PartRefused where it names a function that nobody here vouches for."""
     values: dict[str, Any] = load_json(run_id, ASKED)
-    return values
+    return vouched(values, f"the config of run {run_id}")

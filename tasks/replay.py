@@ -23,6 +23,7 @@ from tasks.metrics.replayed import ReplayReport
 from tasks.metrics.report import packed
 from tasks.metrics.transfer import Transfer, transfer
 from tasks.models import StoredModel
+from tasks.parts import vouched
 from tasks.posture.finding import Finding
 from tasks.recall import Known, known_of
 from tasks.results import REPLAY, load_adversarial, load_arrays, load_report
@@ -133,7 +134,7 @@ def transfer_matrix(known: Known, versions: Sequence[Version]) -> list[Transfer]
     if group is None:
         raise WrongInput(f"no version of {known.name!r} was evaluated, so there are no exploits to try.")
     newest, records = group.newest, group.by_version()
-    splits = load(newest.data)
+    splits = load(vouched(newest.data, f"the record of version {newest.version}"))
     if describe(newest.data, splits).digest != newest.data_digest:
         raise EvidenceBroken(f"data {newest.data!r} is not what version {newest.version} was measured on.")
     x, y = splits["test"]

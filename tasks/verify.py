@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.errors import EvidenceBroken, RedoubtError, WrongInput
+from tasks.parts import vouched
 from tasks.posture import Record
 from tasks.posture.consistency import mismatches
 from tasks.posture.evidence import FILE, Evidence, chain, digest, parse, to_bytes
@@ -161,7 +162,7 @@ def _of_data(evidence: Evidence, known: dict[str, str], notes: list[str]) -> lis
     name = evidence.data.name
     if name not in known:
         try:
-            known[name] = describe(name, load(name)).digest
+            known[name] = describe(name, load(vouched(name, "the evidence"))).digest
         except RedoubtError as error:
             known[name] = ""
             notes.append(f"the data could not be looked at: {error}")
@@ -218,8 +219,9 @@ def reproduce_run(run_id: str) -> Reproduced:
     from tasks.fetch import network_of
     from tasks.metrics import Corpus, EvaluationConfig, choose_rows, evaluate
 
-    evidence = evidence_of(run_id)
-    stored = load_stored(run_id)
+    evidence, stored = evidence_of(run_id), load_stored(run_id)
+    told = (evidence.data.name, dict(evidence.config), stored.model if stored.kind == "weights" else "")
+    vouched(told, f"the evidence of run {run_id}")
     if stored.digest != evidence.weights.digest:
         raise EvidenceBroken(f"model.json names weights {stored.digest}, the evidence {evidence.weights.digest}.")
     splits = load(evidence.data.name)

@@ -12,7 +12,7 @@ VERBS = {
     *("decide", "evaluate", "fetch", "ledger", "promote", "prove", "publish", "recall", "record", "replay", "reserve"),
     *("results", "track", "train", "validate", "verify"),
 }
-BASE = {"errors", "home", "locks", "lookup", "statistics"}
+BASE = {"errors", "home", "locks", "lookup", "parts", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself
     "attacks": set(),
     "data": set(),

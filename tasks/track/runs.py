@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import StoreUnreachable, WrongInput
 from tasks.home import folder
 from tasks.track.alive import is_gone, me
+from tasks.track.places import checked
 from tasks.track.store import client, patient
 
 if TYPE_CHECKING:
@@ -149,19 +150,23 @@ def log_dataset(run_id: str, data: "Data") -> None:
 
 
 def load_bytes(uri: str) -> bytes:
-    """The bytes of an artifact, e.g. runs:/<run>/<path>."""
+    """The bytes of an artifact, e.g. runs:/<run>/<path>. Raises EvidenceBroken for what is no place in this store."""
     with tempfile.TemporaryDirectory() as scratch:
         return download(uri, scratch).read_bytes()
 
 
 def download(uri: str, into: str) -> Path:
-    """The folder or file of an artifact, e.g. of a logged model, copied below the folder `into`."""
+    """The folder or file of an artifact, e.g. of a logged model, copied below the folder `into`.
+
+    Raises EvidenceBroken for what is no place in this store.
+    """
     store = patient()
     import mlflow
 
     def copied() -> str:
         return mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=tempfile.mkdtemp(dir=into))
 
+    checked(uri)
     return Path(store.ask(copied))
 
 

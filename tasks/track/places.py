@@ -1,0 +1,70 @@
+"""Where an artifact may be read from: a run or a logged model of this store, and nowhere else."""
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+from urllib.request import url2pathname
+
+from tasks.errors import EvidenceBroken
+from tasks.track.store import client
+
+RUN = re.compile(r"runs:/(?P<run>[A-Za-z0-9]{1,64})/(?P<path>.+)", re.DOTALL)
+MODEL = re.compile(
+    r"models:/(?:(?P<id>m-[A-Za-z0-9]{1,64})|(?P<name>[^/@']+)/(?P<number>\d+))(?:/(?P<path>.+))?", re.DOTALL
+)
+
+
+def checked(uri: str) -> str:
+    """The same URI, if it names a file or folder inside a run or a logged model of this store.
+
+    What stands in tags and artifacts may be anybody's word: a path that climbs, another scheme (file:, http:, s3:) or
+    a link in a folder on this machine would make us read what its author cannot. Raises EvidenceBroken.
+    """
+    found = RUN.fullmatch(uri) or MODEL.fullmatch(uri)
+    path = (found["path"] or "") if found else ""
+    if found is None or not _stays(path):
+        raise EvidenceBroken(
+            f"{uri[:200]!r} is no place in this store: artifacts are read from runs:/RUN/PATH and models:/NAME/3/PATH "
+            "only, and a path neither climbs nor hides what it names. Somebody has changed what was stored."
+        )
+    root = _on_this_machine(os.environ.get("MLFLOW_TRACKING_URI", ""), uri.removesuffix(f"/{path}") if path else uri)
+    linked = _link(root, path) if root else None
+    if linked:
+        raise EvidenceBroken(
+            f"{uri[:200]!r} holds a link ({linked.name!r}), which leads elsewhere. It is not followed."
+        )
+    return uri
+
+
+def _stays(path: str) -> bool:
+    """Whether a path is plain: relative, downwards, without what another reader would read otherwise."""
+    plain, before = path, ""
+    while plain != before:  # %252e is %2e once, and a point twice decoded
+        plain, before = unquote(plain), plain
+    parts = plain.split("/")
+    strange = any(not letter.isprintable() or letter in "\\?#" for letter in plain)
+    return not strange and ".." not in parts and not plain.startswith(("/", "~"))
+
+
+@lru_cache(maxsize=1000)  # a place never moves, and a server with passwords takes 0.2 s to tell it
+def _on_this_machine(store: str, root: str) -> Path | None:  # noqa: ARG001  # another store, another answer
+    """The folder of a run or of a logged model, where it is one of this machine."""
+    found = RUN.fullmatch(f"{root}/x") or MODEL.fullmatch(root)
+    assert found is not None
+    known = found.groupdict()
+    if known.get("run"):
+        place = client().get_run(known["run"]).info.artifact_uri
+    elif known.get("id"):
+        place = client().get_logged_model(known["id"]).artifact_location
+    else:
+        place = client().get_model_version_download_uri(known["name"], known["number"])
+    parsed = urlparse(place or "")
+    return Path(url2pathname(parsed.path)) if parsed.scheme in ("file", "") and parsed.path else None
+
+
+def _link(root: Path, path: str) -> Path | None:
+    """The first link on the way from the root to the path, or below it."""
+    way = [root.joinpath(*Path(path).parts[:end]) for end in range(1, len(Path(path).parts) + 1)]
+    return next((step for step in (*way, *root.joinpath(path).rglob("*")) if step.is_symlink()), None)
