@@ -93,7 +93,7 @@ def running(service: Service) -> Iterator[Service]:
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server with a password, its data in the folder: postgresql://user:password@127.0.0.1:port.
+    """A PostgreSQL server with a password, its data in the folder; what comes back is its URL, credentials included.
 
     Debian's package `postgresql` brings it. As root the server runs as user `postgres`, since it refuses root.
     """
@@ -119,7 +119,7 @@ def postgresql(folder: Path) -> Iterator[str]:
 
 
 def create_database(server: str, name: str) -> str:
-    """Make an empty database on the PostgreSQL server; its URL, e.g. postgresql://user:password@host:port/mlflow."""
+    """Make an empty database on the PostgreSQL server; its URL, credentials included."""
     import psycopg2
 
     connection = psycopg2.connect(f"{server}/postgres")

@@ -91,8 +91,10 @@ def report(name: str, card: bool, bom: bool) -> None:
     click.echo(render_explain(kept["verdict"], kept["policy"], record, **_screen()), nl=False)
     page = page_of(record.run_id)
     if page:
+        from tasks.posture.paper import held
+
         html = load_bytes(f"runs:/{page[0]}/{page[1]}").decode()
-        click.echo(f"Report: {_written(f'{bare}-{page[0]}', html)}")
+        click.echo(f"Report: {_written(f'{bare}-{page[0]}', held(html))}")
 
 
 @click.command()

@@ -14,7 +14,7 @@ from tasks.evidence.belief import belief, causes
 from tasks.evidence.charts import curve_chart
 from tasks.evidence.story import Picture, Samples, Story
 from tasks.metrics import Share, ThreatReport
-from tasks.posture.paper import png
+from tasks.posture.paper import guard, png
 
 CHANGES = 6  # features shown of a tabular sample
 
@@ -47,13 +47,12 @@ def render_page(story: Story, pictures: Sequence[Picture] = (), samples: Sequenc
         sections=sections(story, samples),
         charts=charts,
         galleries=galleries,
-        style=_style(),
     )
 
 
 def render_validation(result: Mapping[str, Any]) -> str:
     """The result of checking a data contract as one HTML page."""
-    return _render("validation.html.jinja", **result, style=_style())
+    return _render("validation.html.jinja", **result)
 
 
 def headline(story: Story) -> str:
@@ -107,11 +106,8 @@ def _figure(picture: Picture) -> dict[str, Any]:
 
 def _render(name: str, **values: Any) -> str:
     environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(name).render(**values)
-
-
-def _style() -> Markup:
-    return Markup(_read("style.css"))
+    style = _read("style.css")
+    return environment.get_template(name).render(**values, style=Markup(style), guard=guard(style))
 
 
 def _read(name: str) -> str:

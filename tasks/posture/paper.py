@@ -1,6 +1,7 @@
 """The parts that the pages share: one look, one way to turn values into text that no browser runs."""
 
 import base64
+import hashlib
 import io
 from importlib.resources import files
 from typing import Any
@@ -15,9 +16,29 @@ from tasks.posture.sentences import ranges
 def render(template: str, **values: Any) -> str:
     """The page that the template makes of the values. Names and messages are shown as text, whatever they hold."""
     environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.globals.update(style=Markup(_style()), ranges=ranges)
+    style = _style()
+    environment.globals.update(style=Markup(style), guard=guard(style), ranges=ranges)
     environment.filters["coded"] = coded
     return environment.get_template(template).render(**values)
+
+
+def guard(style: str) -> Markup:
+    """What a page's head says to the browser: load nothing, run nothing, and apply this one style element only."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return _policy(f"'sha256-{digest}'")
+
+
+def held(page: str) -> str:
+    """A page that comes from a store, with a policy before everything else in it: whoever wrote it, nothing runs."""
+    policy = _policy("'unsafe-inline'")
+    return f"<!doctype html>\n{policy}\n{page}"
+
+
+def _policy(styles: str) -> Markup:
+    rules = f"default-src 'none'; img-src data:; style-src {styles}; base-uri 'none'; form-action 'none'"
+    return Markup(
+        f'<meta http-equiv="Content-Security-Policy" content="{rules}">\n<meta name="referrer" content="no-referrer">'
+    )
 
 
 def coded(text: str) -> Markup:

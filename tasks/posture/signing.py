@@ -26,7 +26,9 @@ from pydantic import BaseModel, Field
 
 from tasks.errors import EvidenceBroken, WrongInput
 
-PASSWORD = "REDOUBT_SIGNING_PASSWORD"  # the environment variable, for a key that is encrypted
+PASSWORD = (
+    "REDOUBT_SIGNING_PASSWORD"  # the environment variable, for a key that is encrypted  # pragma: allowlist secret
+)
 KINDS = "Use an Ed25519 key, or an EC key on P-256 (openssl genpkey -algorithm ed25519)."
 
 Algorithm = Literal["ed25519", "ecdsa-p256-sha256"]

@@ -22,7 +22,7 @@ from tasks.errors import EvidenceBroken, WrongInput
 from tasks.posture.signing import sign, verified
 
 RAW = b'{"format":"redoubt-evidence/1"}\n'
-SECRET = "correct horse battery"
+SECRET = "correct horse battery"  # pragma: allowlist secret
 KINDS = {
     "ed25519": ed25519.Ed25519PrivateKey.generate,
     "ecdsa-p256-sha256": lambda: ec.generate_private_key(ec.SECP256R1()),
