@@ -78,7 +78,7 @@ def _newest(version: Version) -> Record | None:
 def _name_of(model: str) -> str:
     """What the experiment of a model is called: its registered name, or the file's or the function's."""
     found = REGISTERED.fullmatch(model)
-    bare = found["name"] if found else Path(model).stem if model.lower().endswith(".onnx") else model.rpartition(":")[2]
+    bare = found["name"] if found else Path(model).stem if Path(model).is_file() else model.rpartition(":")[2]
     return bare if found else re.sub(r"[^A-Za-z0-9._-]+", "-", bare).strip("-.") or "model"
 
 

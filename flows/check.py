@@ -64,7 +64,8 @@ def check(
     from tasks.parts import named
 
     with named(model, dataset):
-        network, (x, y) = load_model(model), load(dataset)["test"]
+        x, y = load(dataset)["test"]
+        network = load_model(model, x.shape[1:])
     asked = {"model": model, "dataset": dataset, "threat": str(threat), "suite": suite, "seed": seed}
     early = decide_early(network, x, y, threat=threat, floor=floor, suite=suite, seed=seed)
     if not planted:

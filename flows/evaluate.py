@@ -26,7 +26,7 @@ def evaluate_model(config: EvaluateConfig, again: bool = False) -> Story:
     values = config.model_dump(mode="json")
     with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
-        model, version = fetch_model(config.model, run_id=run_id)
+        model, version = fetch_model(config.model, run_id=run_id, shape=data.shape)
         chapter = doubt(model, version, data, config, run_id=run_id, again=again)
         return publish(config.name, run_id, data, config.policy, [chapter])
 

@@ -1,6 +1,10 @@
 """Find the model that a name means, wherever it comes from, and load it without running what came with it."""
 
+import getpass
+import os
 import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +27,7 @@ from tasks.track import (
     model_facts,
     open_stage,
     registered,
+    set_tags,
 )
 
 if TYPE_CHECKING:
@@ -30,18 +35,23 @@ if TYPE_CHECKING:
 
     from tasks.models import StoredModel
 
+PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")  # what torch.save is told to write
+
 
 @task(name="fetch", cache_policy=NO_CACHE)
-def fetch_model(name: str, *, run_id: str) -> "tuple[StoredModel, int | None]":
-    """The model that the name means, kept in a stage of the run, and its number where it is a registered version."""
+def fetch_model(name: str, *, run_id: str, shape: Sequence[int] = ()) -> "tuple[StoredModel, int | None]":
+    """The model that the name means, kept in a stage of the run, and its number where it is a registered version.
+
+    shape: of one sample, by which a pickle that the user has consented to becomes a graph.
+    """
     if name.startswith("models:"):
         version = version_named(name)
         stage = open_stage(run_id, f"version-{version.number}")
-        return fetch_version(version, run_id=stage), version.number
+        return fetch_version(version, run_id=stage, shape=shape), version.number
     stage = open_stage(run_id, "model")
     if ":" in name:
         return fetch_function(name, run_id=stage), None
-    return fetch_file(Path(name), run_id=stage), None
+    return fetch_file(Path(name), run_id=stage, shape=shape), None
 
 
 def network_of(stored: "StoredModel") -> "nn.Module":
@@ -66,13 +76,13 @@ def version_named(name: str) -> Version:
     return known[number]
 
 
-def fetch_version(version: Version, *, run_id: str = "") -> "StoredModel":
+def fetch_version(version: Version, *, run_id: str = "", shape: Sequence[int] = ()) -> "StoredModel":
     """A registered version as a stored model, whoever has trained it.
 
     With run_id it is kept in that run as what the run is about. Raises ModelRejected where loading would run
     code, and EvidenceBroken where the weights are not those that were evaluated.
     """
-    stored = _ours(version) or _kept(version) or _foreign(version, run_id)
+    stored = _ours(version) or _kept(version) or _foreign(version, run_id, shape)
     recorded = version.tags.get("redoubt.weights_digest", stored.digest)
     if recorded != stored.digest:
         raise EvidenceBroken(
@@ -85,10 +95,15 @@ def fetch_version(version: Version, *, run_id: str = "") -> "StoredModel":
     return stored
 
 
-def fetch_file(path: Path, *, run_id: str) -> "StoredModel":
-    """An ONNX file as a stored model, kept in the run. Raises WrongInput where there is none."""
+def fetch_file(path: Path, *, run_id: str, shape: Sequence[int] = ()) -> "StoredModel":
+    """An ONNX file as a stored model, kept in the run; or a pickle that was consented to, as a graph.
+
+    Raises WrongInput where there is none, and ModelRejected for a pickle without consent.
+    """
     from tasks.models import StoredModel, digest_of
 
+    if path.suffix.lower() in PICKLED and path.is_file():
+        return _unpickled(path.read_bytes(), path.name, path.stem, run_id, shape)
     if path.suffix.lower() != ".onnx" or not path.is_file():
         raise WrongInput(
             f"{str(path)!r} is no ONNX file. Name one, or models:/NAME/3, or 'package.module:function' for a function "
@@ -104,6 +119,39 @@ def fetch_file(path: Path, *, run_id: str) -> "StoredModel":
     return stored
 
 
+def _unpickled(raw: bytes, where: str, stage: str, run_id: str, shape: Sequence[int]) -> "StoredModel":
+    """The graph of a pickle that the user has consented to, kept in the run, with who consented to what and when.
+
+    The bytes that were hashed are those that are loaded. Raises ModelRejected without consent.
+    """
+    from tasks.models import INSTEAD, StoredModel, consented, digest_of, graph_of
+
+    digest = consented(raw, where, INSTEAD)
+    if not run_id or not shape:
+        raise ModelRejected(f"{where} is a pickle that no run has loaded yet. Evaluate it once: redoubt evaluate.")
+    graph = graph_of(raw, where, shape)
+    set_tags(run_id, {"redoubt.consent": digest, "redoubt.consent.by": _user(), "redoubt.consent.at": _now()})
+    log_bytes(run_id, graph, "weights/model.pt2")
+    uri = f"runs:/{run_id}/weights/model.pt2"
+    stored = StoredModel(
+        stage=stage, model=where, weights=uri, digest=digest_of(graph), run_id=run_id, model_uri="", kind="graph"
+    )
+    keep_stored(run_id, stored)
+    return stored
+
+
+def _user() -> str:
+    """Who runs this, as the operating system says."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def fetch_function(name: str, *, run_id: str) -> "StoredModel":
     """What 'package.module:function' returns, its weights kept in the run. Raises UnknownPart or ModelRejected."""
     from tasks.models import StoredModel, build, digest_of, to_bytes
@@ -116,12 +164,19 @@ def fetch_function(name: str, *, run_id: str) -> "StoredModel":
     return stored
 
 
-def load_model(name: str) -> "nn.Module":
-    """A model by 'package.module:function', models:/NAME/3, models:/NAME@champion, or the path of an ONNX file."""
-    from tasks.models import build, from_onnx
+def load_model(name: str, shape: Sequence[int] = ()) -> "nn.Module":
+    """A model by 'package.module:function', models:/NAME/3, models:/NAME@champion, or the path of an ONNX file.
+
+    Also a pickle that the user has consented to: shape is that of one sample. Raises ModelRejected without consent.
+    """
+    from tasks.models import INSTEAD, build, consented, from_exported, from_onnx, graph_of
 
     if name.startswith("models:"):
         return network_of(fetch_version(version_named(name))).cpu()
+    if Path(name).suffix.lower() in PICKLED and Path(name).is_file():
+        raw = Path(name).read_bytes()
+        consented(raw, name, INSTEAD)
+        return from_exported(graph_of(raw, name, shape))
     if name.lower().endswith(".onnx"):
         if not Path(name).is_file():
             raise WrongInput(f"{name!r} does not exist. Name an ONNX file.")
@@ -151,16 +206,20 @@ def _vouched(stored: "StoredModel") -> "StoredModel":
     return stored
 
 
-def _foreign(version: Version, run_id: str) -> "StoredModel":
+def _foreign(version: Version, run_id: str, shape: Sequence[int]) -> "StoredModel":
     """A version that others have logged: its exported graph or ONNX file, found without running anything.
 
     Weights that lie beside an ONNX file are put back into it, and the whole is kept in the run.
     """
-    from tasks.models import StoredModel, bytes_in, digest_of, found_in
+    from tasks.models import StoredModel, bytes_in, digest_of, found_in, pickle_in
 
     where = f"models:/{version.name}/{version.number}"
     with tempfile.TemporaryDirectory() as scratch:
         folder = download(where, scratch)
+        pickled = pickle_in(folder)
+        if pickled is not None:
+            made = _unpickled(pickled, where, f"version-{version.number}", run_id, shape)
+            return made.model_copy(update={"model_uri": _logged(version)})
         try:
             kind, raw = bytes_in(folder)
         except ModelRejected as refused:
@@ -180,6 +239,11 @@ def _foreign(version: Version, run_id: str) -> "StoredModel":
         weights=uri,
         digest=digest_of(raw),
         run_id=version.run_id,
-        model_uri=version.source if version.source.startswith("models:/m-") else "",
+        model_uri=_logged(version),
         kind=kind,
     )
+
+
+def _logged(version: Version) -> str:
+    """The logged model of a version; empty where it was registered from something else."""
+    return version.source if version.source.startswith("models:/m-") else ""

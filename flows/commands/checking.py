@@ -1,6 +1,7 @@
 """Commands that doubt a model that exists, and the signs of soundness themselves."""
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 @click.option("--floor", type=click.FloatRange(0, 1), help="Robust accuracy that is asked for.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="e.g. --set evaluation.seeds=3; repeatable.")
 @click.option("--again", is_flag=True, help="Anew, though it was measured in this very way before.")
+@click.option(
+    "--consent", "consent", multiple=True, metavar="DIGEST", help="sha256:... of a pickle that may be loaded."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, and nothing else.")
-def evaluate(model: str, again: bool, as_json: bool, **words: Any) -> None:
+def evaluate(model: str, again: bool, consent: tuple[str, ...], as_json: bool, **words: Any) -> None:
     """Attack MODEL, decide, and keep what was found, whoever trained it.
 
     MODEL is models:/NAME/3, models:/NAME@champion, an ONNX file, or 'package.module:function'. What was measured in
@@ -37,6 +41,7 @@ def evaluate(model: str, again: bool, as_json: bool, **words: Any) -> None:
     from flows.settle import settle
 
     settle()
+    _consent(consent)
     from flows.asked import asked
 
     config = asked(model, **words)
@@ -60,8 +65,11 @@ def evaluate(model: str, again: bool, as_json: bool, **words: Any) -> None:
 @click.option("--versions", "which", default="live", show_default=True, help="live (with an alias), all, or e.g. 1,2.")
 @click.option("--suite", help="Another suite than the last time.")
 @click.option("--again", is_flag=True, help="Anew, though they were measured in this very way before.")
+@click.option(
+    "--consent", "consent", multiple=True, metavar="DIGEST", help="sha256:... of a pickle that may be loaded."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, and nothing else.")
-def reattack(name: str, which: str, suite: str | None, again: bool, as_json: bool) -> None:
+def reattack(name: str, which: str, suite: str | None, again: bool, consent: tuple[str, ...], as_json: bool) -> None:
     """Measure versions of NAME under the current suite (new-attack day).
 
     Each is measured as it was the last time, or else as its model's newest measured version was. Exit code 0 where
@@ -72,6 +80,7 @@ def reattack(name: str, which: str, suite: str | None, again: bool, as_json: boo
     from flows.settle import settle
 
     settle()
+    _consent(consent)
     from flows.asked import which_versions
 
     versions = which_versions(which)
@@ -87,6 +96,14 @@ def reattack(name: str, which: str, suite: str | None, again: bool, as_json: boo
     else:
         click.echo("\n".join(result.says for result in results))
     sys.exit(max((result.exit_code for result in results), default=0))
+
+
+def _consent(words: tuple[str, ...]) -> None:
+    """Let what this process loads know which pickles the user has consented to. Raises WrongInput."""
+    from tasks.models.pickled import CONSENT, consents
+
+    if words:
+        os.environ[CONSENT] = ",".join(sorted(consents(words)))
 
 
 def _done(config: "EvaluateConfig") -> dict[str, Any] | None:
@@ -116,6 +133,9 @@ def _done(config: "EvaluateConfig") -> dict[str, Any] | None:
     show_default=True,
     help="Plant an example near so many samples: does the suite find it?",
 )
+@click.option(
+    "--consent", "consent", multiple=True, metavar="DIGEST", help="sha256:... of a pickle that may be loaded."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
 def check(
     model: str,
@@ -126,6 +146,7 @@ def check(
     suite: str,
     seed: int,
     planted: int,
+    consent: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Measure MODEL on as few samples as show on which side of the floor it is.
@@ -138,6 +159,7 @@ def check(
     from flows.settle import settle
 
     settle()
+    _consent(consent)
     threat = threat_of(norm, eps)
     found = decision(model, dataset, threat=threat, floor=floor, suite=suite, seed=seed, planted=planted)
     click.echo(json.dumps(found.values(), indent=2) if as_json else "\n".join(found.lines()))

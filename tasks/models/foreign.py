@@ -11,6 +11,7 @@ from tasks.errors import DataMissing, ModelRejected
 from tasks.models.onnx_file import inlined
 
 LARGEST, LONGEST, DEEPEST = 2**20, 20_000, 50  # of an MLmodel file: bytes, YAML's events, levels
+PICKLE = "model.pth"
 LOADERS = {"mlflow.pytorch", "mlflow.onnx"}
 WORD = re.compile(r"[\w.+-]{1,60}")
 INSTEAD = (
@@ -45,10 +46,24 @@ def found_in(folder: Path) -> tuple[Literal["graph", "onnx"], Path]:
     if not isinstance(data, str):
         raise ModelRejected(f"the model's MLmodel names no folder of its data. {INSTEAD}")
     kept = _inside(folder, data, folder=True)
-    pickles = sorted(path.name for path in kept.iterdir() if path.name in ("model.pth", "pickle_module_info.txt"))
+    pickles = sorted(path.name for path in kept.iterdir() if path.name in (PICKLE, "pickle_module_info.txt"))
     if pickles:
         raise ModelRejected(f"the model is a pickle ({pickles[0]}): it would run code when loaded. {INSTEAD}")
     return "graph", _inside(folder, f"{data}/model.pt2")
+
+
+def pickle_in(folder: Path) -> bytes | None:
+    """The bytes of the pickle that a torch model is kept as; None where it is kept as something else.
+
+    Only this one file is looked at: neither the code beside it nor a loader that MLmodel names plays a part. Raises
+    as found_in does for paths that leave the folder.
+    """
+    torch = _flavours(_inside(folder, "MLmodel")).get("pytorch", {})
+    data = torch.get("model_data", "data")
+    kept = _inside(folder, data, folder=True) if torch and isinstance(data, str) else None
+    if kept is None or not (kept / PICKLE).exists():
+        return None
+    return _inside(folder, f"{data}/{PICKLE}").read_bytes()
 
 
 def bytes_in(folder: Path) -> tuple[Literal["graph", "onnx"], bytes]:
