@@ -24,8 +24,11 @@ def prefect_api() -> Iterator[Callable[[], None]]:
 
     Where PREFECT_API_URL names a server already, nothing is started. Raises StoreUnreachable.
     """
-    if os.environ.get("PREFECT_API_URL"):
-        yield lambda: None
+    named = os.environ.get("PREFECT_API_URL")
+    if named:
+        from tasks.doctor import require_prefect
+
+        yield lambda: require_prefect(named)
         return
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"

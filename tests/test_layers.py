@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = {
-    *("decide", "evaluate", "fetch", "ledger", "promote", "prove", "publish", "recall", "record", "replay", "reserve"),
+    *("decide", "doctor", "evaluate", "fetch", "ledger", "promote", "prove", "publish", "recall", "record", "replay"),
+    "reserve",
     *("results", "track", "train", "validate", "verify"),
 }
 BASE = {"errors", "home", "locks", "lookup", "parts", "statistics"}
@@ -22,6 +23,7 @@ BELOW = {  # what each noun may import, besides the base and itself
     "verdicts": {"attacks", "data", "models", "metrics"},
     "evidence": {"attacks", "data", "models", "metrics", "posture", "verdicts"},
     "posture": set(),
+    "health": set(),
 }
 DOORS = {"mlflow": {"track"}, "great_expectations": {"validate"}, "prefect": VERBS}
 

@@ -3,6 +3,7 @@
 import click
 
 from flows.commands.checking import check, evaluate, reattack, selftest
+from flows.commands.doctor import doctor
 from flows.commands.evidence import reproduce, transfer, verify
 from flows.commands.keeping import deliver
 from flows.commands.posture import compare, explain, findings, history, report
@@ -13,4 +14,5 @@ COMMANDS: tuple[click.Command, ...] = (
     *(history, compare, report, findings, explain, transfer),
     *(verify, reproduce, deliver),
     *(recipes, suites, config, selftest, ui),
+    doctor,
 )

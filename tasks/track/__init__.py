@@ -9,6 +9,7 @@ from tasks.track.models import (
     model_artifacts,
     save_model,
 )
+from tasks.track.probe import write_and_delete
 from tasks.track.registry import (
     EVIDENCE,
     EVIDENCE_OF,
@@ -92,4 +93,5 @@ __all__ = [
     "tag_version",
     "timed",
     "versions",
+    "write_and_delete",
 ]

@@ -215,8 +215,12 @@ def _experiment(store: "MlflowClient", name: str) -> str:
     found = store.get_experiment_by_name(name)
     if found:
         return str(found.experiment_id)
-    place = None if os.environ.get("MLFLOW_TRACKING_URI") else (folder("mlflow/artifacts") / name).as_uri()
-    return str(store.create_experiment(name, artifact_location=place))
+    return str(store.create_experiment(name, artifact_location=place_of(name)))
+
+
+def place_of(experiment: str) -> str | None:
+    """Where a new experiment keeps its artifacts on the embedded store, as a URI; None where a server decides."""
+    return None if os.environ.get("MLFLOW_TRACKING_URI") else (folder("mlflow/artifacts") / experiment).as_uri()
 
 
 def _stages(store: "MlflowClient", run_id: str) -> list[Any]:

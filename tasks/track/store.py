@@ -7,6 +7,7 @@ import urllib.request
 from typing import TYPE_CHECKING, cast
 
 from tasks.errors import StoreUnreachable
+from tasks.health.servers import without_password
 from tasks.home import folder
 from tasks.track.patience import Patient
 
@@ -50,6 +51,7 @@ def patient() -> Patient:
         if not named:
             os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it; what a user names must stay apart
     if new:
+        _let_in(uri)
         _ANSWERED[uri] = Patient(mlflow.MlflowClient(), uri)
         _left_over(_ANSWERED[uri])
     return _ANSWERED[uri]
@@ -71,9 +73,30 @@ def _reachable(uri: str) -> None:
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+        urllib.request.urlopen(f"{without_password(uri).rstrip('/')}/health", timeout=5).close()
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise StoreUnreachable(
-            f"no MLflow server answers at {uri} ({error}). Start it, correct MLFLOW_TRACKING_URI, "
+            f"no MLflow server answers at {without_password(uri)} ({error}). Start it, correct MLFLOW_TRACKING_URI, "
             f"or unset it to use the embedded store."
+        ) from error
+
+
+def _let_in(uri: str) -> None:
+    """Raise StoreUnreachable that says what to set, where the server refuses us: its health it tells to everybody."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    import mlflow
+    from mlflow.exceptions import ERROR_CODE_TO_HTTP_STATUS, MlflowException
+
+    try:
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    except MlflowException as error:
+        status = ERROR_CODE_TO_HTTP_STATUS.get(error.error_code)
+        if status not in (401, 403):
+            raise
+        mend = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user that it knows."
+        if "Invalid Host header" in str(error):
+            mend = "It does not know that name of itself: start it with --allowed-hosts."
+        raise StoreUnreachable(
+            f"MLflow's server at {without_password(uri)} does not let us in ({status}). {mend}"
         ) from error

@@ -1,0 +1,189 @@
+"""Look an installation over: a table of checks, each with what was found and the command that mends it."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from tasks.errors import StoreUnreachable
+from tasks.health import Finding, bounded, failed, fine, machine, scheduler, servers, skipped
+from tasks.health.servers import Server
+from tasks.home import home
+from tasks.track import embedded_store, write_and_delete
+
+LIMIT = 45.0  # seconds for one check; each answer of a server has 5, making the embedded store's tables takes 20
+QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+MLFLOW_LOGIN = "MLFLOW_TRACKING_USERNAME=<user> MLFLOW_TRACKING_PASSWORD=<password>"
+PREFECT_LOGIN = "PREFECT_API_AUTH_STRING=<user>:<password>"
+POOL = "redoubt"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What the environment names. A server is None where everything is embedded."""
+
+    mlflow: Server | None
+    prefect: Server | None
+    pool: str = POOL
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report; one that needs another is not tried where that one fails."""
+
+    name: str
+    look: Callable[[Installation], Finding]
+    needs: str = ""
+
+
+def diagnose(installation: Installation, *, limit: float = LIMIT) -> Iterator[tuple[str, Finding]]:
+    """The name of each check in the table and what it found, as they come. Never raises, never hangs."""
+    stuck: set[str] = set()  # what failed, and what was not tried for that
+    for check in CHECKS:
+        if check.needs in stuck:
+            found = skipped(f"not tried: {check.needs} comes first")
+        else:
+            found = bounded(partial(check.look, installation), limit)
+        if check.needs in stuck or found.outcome == "fail":
+            stuck.add(check.name)
+        yield check.name, found
+
+
+def named(pool: str = POOL) -> Installation:
+    """The installation that the environment names: MLFLOW_TRACKING_URI, PREFECT_API_URL."""
+    mlflow, prefect = os.environ.get("MLFLOW_TRACKING_URI", ""), os.environ.get("PREFECT_API_URL", "")
+    return Installation(
+        mlflow=mlflow_at(mlflow) if mlflow.startswith(("http://", "https://")) else None,
+        prefect=prefect_at(prefect) if prefect else None,
+        pool=pool,
+    )
+
+
+def mlflow_at(url: str) -> Server:
+    """MLflow's server at a URL."""
+    probe = "/api/2.0/mlflow/experiments/search?max_results=1"
+    return Server("MLflow", url, "MLFLOW_TRACKING_URI", MLFLOW_LOGIN, probe=probe, health="/health")
+
+
+def prefect_at(url: str) -> Server:
+    """Prefect's server at the URL of its API."""
+    return Server("Prefect", url, "PREFECT_API_URL", PREFECT_LOGIN, probe="/admin/version", health="/health")
+
+
+def prefect_headers() -> dict[str, str]:
+    """The header that says to Prefect who calls, as its own client takes it from the environment."""
+    key = os.environ.get("PREFECT_API_KEY", "")
+    return {"Authorization": f"Bearer {key}"} if key else servers.basic(os.environ.get("PREFECT_API_AUTH_STRING", ""))
+
+
+def require_prefect(url: str) -> None:
+    """Return if Prefect's server answers and lets us in. Raises StoreUnreachable that says what to set."""
+    server = prefect_at(url)
+    try:
+        status = server.ask(server.probe, headers=prefect_headers()).status
+    except OSError as error:
+        raise StoreUnreachable(
+            f"no Prefect server answers at {server.shown} ({getattr(error, 'reason', None) or error}). Start it, "
+            "correct PREFECT_API_URL, or unset it to have one for the length of the run."
+        ) from error
+    if status in (401, 403):
+        raise StoreUnreachable(
+            f"Prefect's server at {server.shown} does not let us in ({status}). Set what it was given as "
+            f"PREFECT_SERVER_API_AUTH_STRING: export {PREFECT_LOGIN}"
+        )
+    if status != 200:
+        raise StoreUnreachable(f"{server.shown} says {status}: is it the URL of Prefect's API, with /api at its end?")
+
+
+def _mlflow(at: Installation) -> Finding:
+    if at.mlflow:
+        return servers.reachable(at.mlflow)
+    named_store = os.environ.get("MLFLOW_TRACKING_URI")
+    return fine(f"embedded: {servers.without_password(named_store or embedded_store())}")
+
+
+def _mlflow_auth(at: Installation) -> Finding:
+    mend = "mlflow server --app-name basic-auth ...   (as in infra/compose.yaml)"
+    return servers.asks_who_calls(at.mlflow, mend=mend) if at.mlflow else skipped("the store is embedded")
+
+
+def _mlflow_store(at: Installation) -> Finding:
+    try:
+        write_and_delete()
+    except StoreUnreachable as error:
+        where = "the database and the artifact store in MLflow's log" if at.mlflow else "the disk of REDOUBT_HOME"
+        return failed(str(error), f"export {MLFLOW_LOGIN}" if "does not let us in" in str(error) else f"see {where}")
+    return fine("a run's tag and artifact were written, read and deleted")
+
+
+def _mlflow_clock(at: Installation) -> Finding:
+    return servers.clock(at.mlflow) if at.mlflow else skipped("the store is embedded")
+
+
+def _of_prefect(look: Callable[[Server, Installation], Finding]) -> Callable[[Installation], Finding]:
+    """The check, where a server is named."""
+
+    def check(at: Installation) -> Finding:
+        return look(at.prefect, at) if at.prefect else skipped("no server is named: each run starts its own")
+
+    return check
+
+
+def _prefect_auth(server: Server, _: Installation) -> Finding:
+    mend = "export PREFECT_SERVER_API_AUTH_STRING=<user>:<password>   (where the server starts)"
+    return servers.asks_who_calls(server, mend=mend)
+
+
+def _prefect_store(server: Server, _: Installation) -> Finding:
+    return scheduler.store(server, prefect_headers())
+
+
+def _work_pool(server: Server, at: Installation) -> Finding:
+    return scheduler.work_pool(server, prefect_headers(), at.pool)
+
+
+def _worker(server: Server, at: Installation) -> Finding:
+    return scheduler.worker(server, prefect_headers(), at.pool)
+
+
+def _gpu_limit(server: Server, _: Installation) -> Finding:
+    return scheduler.gpu_limit(server, prefect_headers())
+
+
+def _folders(_: Installation) -> Finding:
+    return machine.writable(
+        {"REDOUBT_HOME": home(), "the store of cells": home() / "cells", "temporary files": machine.temporary()}
+    )
+
+
+def _disk(_: Installation) -> Finding:
+    return machine.disk((home(), machine.temporary()))
+
+
+def _secrets(_: Installation) -> Finding:
+    key, passwords = os.environ.get("REDOUBT_SIGNING_KEY"), Path("~/.mlflow/credentials").expanduser()
+    files = {"the signing key": Path(key).expanduser()} if key else {}
+    return machine.secrets(files | ({"MLflow's passwords": passwords} if passwords.exists() else {}))
+
+
+CHECKS = (
+    Check("python", lambda _: machine.python()),
+    Check("packages", lambda _: machine.packages()),
+    Check("folders", _folders),
+    Check("free disk", _disk),
+    Check("secrets", _secrets),
+    Check("telemetry", lambda _: machine.telemetry(QUIET)),
+    Check("data", lambda _: machine.data(os.environ.get("REDOUBT_DATA", ""))),
+    Check("mlflow", _mlflow),
+    Check("mlflow auth", _mlflow_auth, needs="mlflow"),
+    Check("mlflow store", _mlflow_store, needs="mlflow"),
+    Check("mlflow clock", _mlflow_clock, needs="mlflow"),
+    Check("prefect", _of_prefect(lambda server, _: servers.reachable(server))),
+    Check("prefect auth", _of_prefect(_prefect_auth), needs="prefect"),
+    Check("prefect store", _of_prefect(_prefect_store), needs="prefect"),
+    Check("prefect clock", _of_prefect(lambda server, _: servers.clock(server)), needs="prefect"),
+    Check("work pool", _of_prefect(_work_pool), needs="prefect store"),
+    Check("worker", _of_prefect(_worker), needs="prefect store"),
+    Check("gpu limit", _of_prefect(_gpu_limit), needs="prefect store"),
+)
