@@ -1,12 +1,12 @@
 """Look an installation over: a table of checks, each with what was found and the command that mends it."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tasks.errors import StoreUnreachable
+from tasks.errors import StoreUnreachable, WrongInput
 from tasks.health import Finding, bounded, failed, fine, machine, scheduler, servers, skipped
 from tasks.health.servers import Server
 from tasks.home import home
@@ -37,10 +37,21 @@ class Check:
     needs: str = ""
 
 
-def diagnose(installation: Installation, *, limit: float = LIMIT) -> Iterator[tuple[str, Finding]]:
-    """The name of each check in the table and what it found, as they come. Never raises, never hangs."""
+def diagnose(
+    installation: Installation, only: Collection[str] = (), *, limit: float = LIMIT
+) -> Iterator[tuple[str, Finding]]:
+    """The name of each check in the table, or of those that are named, and what it found, as they come.
+
+    Never hangs, and no check that breaks ends the others. Raises WrongInput for a check that is not in the table.
+    """
+    known = [check.name for check in CHECKS]
+    for name in only:
+        if name not in known:
+            raise WrongInput(f"there is no check {name!r}. Write one of: {', '.join(known)}.")
     stuck: set[str] = set()  # what failed, and what was not tried for that
     for check in CHECKS:
+        if only and check.name not in only:
+            continue
         if check.needs in stuck:
             found = skipped(f"not tried: {check.needs} comes first")
         else:

@@ -11,8 +11,9 @@ from flows.exits import EXIT
 
 @click.command()
 @click.option("--pool", default="redoubt", show_default=True, help="The work pool whose workers are looked for.")
+@click.option("--only", multiple=True, metavar="CHECK", help="e.g. --only worker; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
-def doctor(pool: str, as_json: bool) -> None:
+def doctor(pool: str, only: tuple[str, ...], as_json: bool) -> None:
     """Look this installation over: versions, disks, secrets, MLflow, Prefect, clocks, workers.
 
     A line for each check: ok, warn, fail or not applicable, what was found, and the command that mends it. It really
@@ -21,7 +22,7 @@ def doctor(pool: str, as_json: bool) -> None:
     from tasks.doctor import diagnose, named
 
     found = {}
-    for name, finding in diagnose(named(pool)):
+    for name, finding in diagnose(named(pool), only):
         found[name] = finding
         if not as_json:
             click.echo(finding.line(name))

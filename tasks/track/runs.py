@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 import time
@@ -234,8 +235,10 @@ def environment() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of Redoubt's own code; empty where it is not a git repository."""
+    """The commit of Redoubt's own code; empty where it is no git repository, or git is absent."""
     root = Path(__file__).parents[2]
+    if shutil.which("git") is None:  # as in the image
+        return ""
     asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return asked.stdout.strip() if asked.returncode == 0 else ""
 
