@@ -44,6 +44,9 @@ def work(pool: str = "redoubt", *, limit: int = 1, name: str | None = None) -> N
     if limit < 1:
         raise WrongInput(f"--limit {limit} would never start anything. Write 1 or more.")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // limit)))  # each its share of the cores
+    os.environ.setdefault(
+        "PREFECT_LOGGING_EXTRA_LOGGERS", "redoubt"
+    )  # each step with its seconds, in the log of its run
     with temporary_settings(set_defaults={PREFECT_WORKER_QUERY_SECONDS: POLL}):
         asyncio.run(_work(WarmWorker(work_pool_name=pool, name=name, limit=limit)))
 

@@ -18,9 +18,9 @@ from tasks.track import (
     STORED,
     WEIGHTS,
     Version,
-    artifacts,
     download,
     keep_stored,
+    keeps,
     load_bytes,
     load_stored,
     log_bytes,
@@ -186,7 +186,7 @@ def load_model(name: str, shape: Sequence[int] = ()) -> "nn.Module":
 
 def _ours(version: Version) -> "StoredModel | None":
     """The version as it was stored when Redoubt trained it; None for one from elsewhere."""
-    if not version.run_id or STORED not in artifacts(version.run_id):
+    if not version.run_id or not keeps(version.run_id, STORED):
         return None
     stored = load_stored(version.run_id)
     return _vouched(stored) if stored.model_uri == version.source else None

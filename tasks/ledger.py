@@ -120,9 +120,11 @@ def _nearest(arrays: Mapping[str, np.ndarray], norm: str) -> dict[str, np.ndarra
     return {name: array[few] for name, array in arrays.items()}
 
 
-def write_findings(name: str, findings: Sequence[Finding]) -> None:
-    """Keep the findings as tags of the registered model."""
-    tag_model(name, {f"{FINDING}{finding.id}": finding.model_dump_json() for finding in findings})
+def write_findings(name: str, findings: Sequence[Finding], known: Sequence[Finding] = ()) -> None:
+    """Keep the findings as tags of the registered model; those that are known to be there just so already are."""
+    there = {finding.id: finding for finding in known}
+    changed = [finding for finding in findings if finding != there.get(finding.id)]
+    tag_model(name, {f"{FINDING}{finding.id}": finding.model_dump_json() for finding in changed})
 
 
 def finding_of(known: "Known", wanted: str) -> Finding:

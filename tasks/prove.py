@@ -25,7 +25,7 @@ from tasks.posture.evidence import (
     to_bytes,
 )
 from tasks.posture.signing import sign
-from tasks.track import MODEL_FILES, artifacts, commit, environment, load_bytes, log_bytes, model_artifacts
+from tasks.track import MODEL_FILES, commit, environment, log_bytes, model_artifacts
 from tasks.verdicts import Verdict
 
 SIGNATURE = f"{FILE}.sig"
@@ -86,7 +86,7 @@ def prove(
 
 def _files(model: StoredModel) -> dict[str, str]:
     """The SHA-256 of every file that the run keeps, and of the logged model that others load from the registry."""
-    kept = {path: digest(load_bytes(f"runs:/{model.run_id}/{path}")) for path in artifacts(model.run_id)}
+    kept = {path: digest(raw) for path, raw in model_artifacts(f"runs:/{model.run_id}/").items()}
     kept = {path: found for path, found in kept.items() if path not in (FILE, SIGNATURE)}
     if model.model_uri:
         kept |= {f"{MODEL_FILES}{path}": digest(raw) for path, raw in model_artifacts(model.model_uri).items()}

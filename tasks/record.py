@@ -124,10 +124,11 @@ def _ledger(
 ) -> list[Finding]:
     """The ledger after this evaluation, as it was written down; its figures go to the run."""
     seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, policy, replays), report)
-    ledger = advanced(known_of(name).findings, seen)
+    before = known_of(name).findings
+    ledger = advanced(before, seen)
     if aliases(name).get("champion") == version:
         ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
-    write_findings(name, ledger)
+    write_findings(name, ledger, before)
     log_metrics(model.run_id, ledger_metrics(ledger, datetime.now(UTC)))
     return ledger
 

@@ -20,17 +20,20 @@ from importlib import import_module
 from pathlib import Path
 
 from tasks.errors import RedoubtError
+from tasks.evidence.page import template
 
 ROOT = Path(__file__).parents[2]
 READY, STALE = b"r", b"s"  # what the worker is told
 PATIENCE = 10.0  # seconds that a launcher has to say what it wants, and a run to end once it is asked to
 FLOWS = ("flows.pipeline", "flows.evaluate", "flows.reattack")
 LATER = (  # what an evaluation loads only when it comes to it
-    "prefect.engine",
-    "prefect.flow_engine",
-    "mlflow",
-    "great_expectations",
+    *("prefect.engine", "prefect.flow_engine", "prefect.task_engine", "prefect.concurrency._sync"),
+    *("mlflow", "mlflow.store.artifact.local_artifact_repo", "mlflow.store.artifact.mlflow_artifacts_repo"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    *("great_expectations", "great_expectations.expectations.core", "sklearn.datasets", "pyarrow.pandas_compat"),
+    *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"),
 )
+PAGES = ("report.html.jinja", "validation.html.jinja")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def load() -> None:
         warnings.simplefilter("ignore")
         for name in (*FLOWS, *LATER):
             import_module(name)
+    for page in PAGES:
+        template(page)
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         raise RedoubtError(f"loading started the threads {', '.join(others)}; a process that has some is not forked.")

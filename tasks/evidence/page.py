@@ -1,12 +1,13 @@
 """The report and the validation page: one self-contained HTML file each, which loads nothing."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from itertools import groupby
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FunctionLoader
+from jinja2 import Environment, FunctionLoader, Template
 from markupsafe import Markup
 
 from tasks.evidence.alarms import sections
@@ -105,9 +106,15 @@ def _figure(picture: Picture) -> dict[str, Any]:
 
 
 def _render(name: str, **values: Any) -> str:
-    environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     style = _read("style.css")
-    return environment.get_template(name).render(**values, style=Markup(style), guard=guard(style))
+    return template(name).render(**values, style=Markup(style), guard=guard(style))
+
+
+@cache
+def template(name: str) -> Template:
+    """A page's template, compiled once in a process: that takes longer than filling it in."""
+    environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(name)
 
 
 def _read(name: str) -> str:

@@ -82,7 +82,7 @@ def load_stored(run_id: str) -> "StoredModel":
 
 
 def model_artifacts(uri: str) -> dict[str, bytes]:
-    """Every file of a logged model, under its path."""
+    """Every file of a logged model, or of a run (runs:/<run>/), under its path."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = download(uri, scratch)
         files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}

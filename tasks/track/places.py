@@ -10,7 +10,7 @@ from urllib.request import url2pathname
 from tasks.errors import EvidenceBroken
 from tasks.track.store import client
 
-RUN = re.compile(r"runs:/(?P<run>[A-Za-z0-9]{1,64})/(?P<path>.+)", re.DOTALL)
+RUN = re.compile(r"runs:/(?P<run>[A-Za-z0-9]{1,64})/(?P<path>.*)", re.DOTALL)
 MODEL = re.compile(
     r"models:/(?:(?P<id>m-[A-Za-z0-9]{1,64})|(?P<name>[^/@']+)/(?P<number>\d+))(?:/(?P<path>.+))?", re.DOTALL
 )

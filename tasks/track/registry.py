@@ -57,10 +57,9 @@ def register(name: str, stored: "StoredModel", tags: Mapping[str, str]) -> int:
 
 def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
     """The versions that bear an alias, and the tags of the registered model; both empty where it is not registered."""
-    store = client()
-    if not store.search_registered_models(_named(name)):
+    found = next(iter(client().search_registered_models(_named(name))), None)  # bears what get_registered_model does
+    if found is None:
         return {}, {}
-    found = store.get_registered_model(name)
     return {alias: int(number) for alias, number in found.aliases.items()}, dict(found.tags)
 
 

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,10 +166,26 @@ def download(uri: str, into: str) -> Path:
     import mlflow
 
     def copied() -> str:
-        return mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=tempfile.mkdtemp(dir=into))
+        return mlflow.artifacts.download_artifacts(artifact_uri=placed(uri), dst_path=tempfile.mkdtemp(dir=into))
 
     checked(uri)
     return Path(store.ask(copied))
+
+
+def placed(uri: str) -> str:
+    """Where runs:/<run>/<path> lies; any other URI as it is.
+
+    MLflow asks the server where, and what models the run has logged, for each file anew; a run's place never changes.
+    """
+    if not uri.startswith("runs:/"):
+        return uri
+    run_id, _, path = uri.removeprefix("runs:/").partition("/")
+    return f"{_artifacts_of(client().tracking_uri, run_id).rstrip('/')}/{path}"
+
+
+@lru_cache(maxsize=256)
+def _artifacts_of(_store: str, run_id: str) -> str:
+    return str(client().get_run(run_id).info.artifact_uri)
 
 
 def children(run_id: str) -> tuple[str, ...]:
@@ -206,6 +223,12 @@ def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def keeps(run_id: str, path: str) -> bool:
+    """Whether the run keeps a file of that path."""
+    above = path.rpartition("/")[0]
+    return any(entry.path == path and not entry.is_dir for entry in client().list_artifacts(run_id, above or None))
+
+
 def seconds(run_id: str) -> dict[str, float]:
     """How long each step of the run took, in the order in which they ended."""
     metrics = client().get_run(run_id).data.metrics
@@ -231,7 +254,12 @@ def _stages(store: "MlflowClient", run_id: str) -> list[Any]:
 
 def environment() -> dict[str, str]:
     """The versions of what computes: Python, and the packages that a number depends on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+@cache
+def _version(package: str) -> str:
+    return version(package)
 
 
 def commit() -> str:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flows.recipes import digits
-from tasks.data import Data, describe, load, summarise
+from tasks.data import Data, DataContract, describe, load, summarise
 from tasks.errors import DataRejected
 from tasks.evidence import render_validation
 from tasks.track import load_bytes, open_run
@@ -125,3 +125,33 @@ def test_the_page_loads_nothing_and_shows_names_as_text():
     assert "link" not in links.tags
     assert "&lt;script&gt;" in page
     assert "http" not in page.replace("http-equiv", "")
+
+
+def test_data_that_passed_is_not_asked_again_until_data_contract_or_code_change(home, monkeypatch):
+    from tasks import validate
+
+    asked = []
+    check = validate.check
+    monkeypatch.setattr(validate, "check", lambda *given: asked.append(1) or check(*given))
+
+    def ask(contract: DataContract, move: float = 0.0) -> dict:
+        splits = {split: (x + move, y) for split, (x, y) in load("two-kinds").items()}
+        return validate.checked(splits, contract, describe("two-kinds", splits))
+
+    wide = DataContract(bounds=(-1, 2))
+    first = ask(wide)
+    assert ask(wide) == first
+    assert len(asked) == 1
+    ask(wide, move=1e-3)
+    ask(DataContract(bounds=(-1, 3)))
+    assert len(asked) == 3
+    monkeypatch.setattr(validate, "code_digest", lambda *_: "another")
+    ask(wide)
+    assert len(asked) == 4
+    for _ in range(2):  # what broke the contract is looked at each time
+        assert not ask(DataContract(bounds=(0.4, 0.6)))["success"]
+    assert len(asked) == 6
+    for kept in (home / "validations").iterdir():
+        kept.write_text("{")
+    ask(wide)
+    assert len(asked) == 7
