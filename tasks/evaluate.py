@@ -1,7 +1,9 @@
 """Attack a stored model and report what is left of its accuracy."""
 
 import hashlib
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 from prefect import task
@@ -16,6 +18,7 @@ from tasks.models import StoredModel, code_of
 from tasks.recall import expected_key
 from tasks.replay import load_corpus
 from tasks.results import WARM, load_report, save_evaluation
+from tasks.shard import Work, fill
 from tasks.track import aliases, log_bytes, registered, timed
 from tasks.verdicts import why_unusable
 
@@ -34,28 +37,32 @@ def evaluate_robustness(
     """Attack the stored model on a split, and keep the report, each sample's outcome and what fooled it.
 
     Cells that were measured before come from the store, so a killed evaluation goes on where it stood; with `again`
-    all are measured anew. name: of the registered model, at whose stored examples a warm start begins.
+    all are measured anew. Where REDOUBT_WORKERS names workers they measure first, unless the start is warm.
+    name: of the registered model, at whose stored examples a warm start begins.
     """
     with timed(run_id, f"attack/{model.stage}/{split}"):
         network = network_of(model)
         x, y = load_split(data, split)
         rows = choose_rows(len(y), config.samples, config.seed)
         corpora = _stored(name, data, config, model) if split == "test" else {}
-        report, outcomes = evaluate(
-            network,
-            x[rows],
-            y[rows],
-            config,
-            stage=model.stage,
-            split=split,
-            data=data.name,
-            data_digest=data.digest,
-            weights_digest=model.digest,
-            model_code=code_of(network),
-            store=None if again else cells(),
-            warm=begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed),
-            progress=True,
-        )
+        with _anew() if again else nullcontext(cells()) as store:
+            if not corpora:
+                fill(store, Work(model=model, data=data, config=config, split=split), network, x[rows], y[rows])
+            report, outcomes = evaluate(
+                network,
+                x[rows],
+                y[rows],
+                config,
+                stage=model.stage,
+                split=split,
+                data=data.name,
+                data_digest=data.digest,
+                weights_digest=model.digest,
+                model_code=code_of(network),
+                store=store,
+                warm=begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed),
+                progress=True,
+            )
         if corpora:  # what two versions may have in common: the corpus, not the examples that each begins at
             told = "".join(corpus.digest for corpus in corpora.values())
             report = report.model_copy(update={"warm": hashlib.sha256(told.encode()).hexdigest()[:16]})
@@ -119,6 +126,13 @@ def _stored(name: str, data: Data, config: EvaluationConfig, model: StoredModel)
     for threat, corpus in corpora.items():
         log_bytes(model.run_id, corpus.to_bytes(), f"{WARM}/{threat}.npz")
     return corpora
+
+
+@contextmanager
+def _anew() -> Iterator[CellStore]:
+    """A store that holds nothing yet and is gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch:
+        yield CellStore(scratch)
 
 
 def cells() -> CellStore:

@@ -6,7 +6,7 @@ from tasks.metrics.config import EvaluationConfig, choose_rows
 from tasks.metrics.corpus import Corpus, Replay, begin_at, replay
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.escalation import examine
-from tasks.metrics.evaluation import evaluate
+from tasks.metrics.evaluation import evaluate, identity
 from tasks.metrics.gate import EarlyDecision, decide_early
 from tasks.metrics.groups import ClassRow, PairRow, by_class, by_pair
 from tasks.metrics.outcomes import AttackOutcome, Outcomes, measure
@@ -17,6 +17,7 @@ from tasks.metrics.report import (
     ThreatReport,
 )
 from tasks.metrics.seeds import merged
+from tasks.metrics.shards import Shards, Unit
 from tasks.metrics.soundness import Sign, Soundness, Step
 from tasks.metrics.store import CellStore
 from tasks.metrics.transfer import Transfer, transfer
@@ -47,6 +48,7 @@ __all__ = [
     "PairRow",
     "Replay",
     "RobustnessReport",
+    "Shards",
     "Share",
     "Sign",
     "Soundness",
@@ -54,6 +56,7 @@ __all__ = [
     "Step",
     "ThreatReport",
     "Transfer",
+    "Unit",
     "anytime_interval",
     "begin_at",
     "binarise",
@@ -65,6 +68,7 @@ __all__ = [
     "evaluate",
     "examine",
     "holm",
+    "identity",
     "mcnemar",
     "measure",
     "measure_pairs",

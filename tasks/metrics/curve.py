@@ -60,7 +60,7 @@ def security_curve(
     whose smallest one is longer. A sample that falls within the threat's eps here, after standing against the suite,
     counts as fooled, so that the curve and the headline agree where they meet. An unbounded threat has no curve. Where
     the model raises there is none either, and the outcomes name it as a problem. store and weights as in measure():
-    the search goes in blocks of 512 samples, and none of them is made twice.
+    the search goes in the suite's blocks of 512 samples, and none of them is made twice.
     """
     threat = outcomes.threat
     if threat.norm == "unbounded":
@@ -87,14 +87,12 @@ def _searched(
     correct, fooled = outcomes.clean_correct.to(device), outcomes.fooled.to(device)
     away, x_adv, blocks = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone(), []
     with untouched(model) as meter:
-        meter.draws = outcomes.draws
-        search: Callable[..., Smallest] = partial(_smallest, meter, threat=threat)
-        if store is not None and weights:
-            facts = {"stage": "curve", "weights": weights, "threat": threat.digest, "seed": outcomes.seed}
-            search = partial(_known, store, {**facts, "draws": meter.draws, **grounds(meter, x)}, search)
-        for number, rows in enumerate(correct.nonzero().flatten().split(BLOCK)):
-            begin = {NEARBY: nearest[rows], ELSEWHERE: (x[rows] + _of_another_class(x, y, rows)) / 2}
-            blocks.append(search(x[rows], y[rows], begin, seed=outcomes.seed, number=number))
+        search = _search(meter, x, y, outcomes, store, weights)
+        for number, block in enumerate(torch.arange(len(x), device=device).split(BLOCK)):
+            rows = block[correct[block]]
+            if not len(rows):
+                continue
+            blocks.append(search(rows, nearest[rows], number=number))
             away[rows] = blocks[-1].distance.to(away)
             fell = (away[rows] <= threat.eps) & ~fooled[rows]
             x_adv[rows[fell]] = blocks[-1].x_adv.to(x)[fell]
@@ -115,6 +113,43 @@ def _searched(
         seconds=time.perf_counter() - started + sum(block.seconds for block in blocks),
     )
     return outcomes.joined(row, x_adv, prediction), away.cpu()
+
+
+def search_block(
+    model: nn.Module, x: Tensor, y: Tensor, number: int, *, outcomes: Outcomes, store: CellStore, weights: str
+) -> None:
+    """Make the curve's search on one block of x [N, ...], y [N], so that security_curve() finds it in the store.
+
+    outcomes are those of this block's samples alone.
+    """
+    device, dtype = home(model, x)
+    x, y = x.detach().to(device, dtype).contiguous(), y.to(device)
+    correct = outcomes.clean_correct.to(device)
+    rows = torch.arange(len(x), device=device).split(BLOCK)[number][correct]
+    if len(rows) and outcomes.threat.norm != "unbounded":
+        with untouched(model) as meter:
+            search = _search(meter, x, y, outcomes, store, weights)
+            search(rows, outcomes.nearest.to(device)[correct], number=number)
+
+
+def _search(
+    meter: Meter, x: Tensor, y: Tensor, outcomes: Outcomes, store: CellStore | None, weights: str
+) -> Callable[..., Smallest]:
+    """The search on some rows [R] of x, y as a function of them, their nearest points known and their block's number.
+
+    It looks into the store first, if there is one. What it returns follows from rows of that one block alone.
+    """
+    meter.draws, threat = outcomes.draws, outcomes.threat
+    search: Callable[..., Smallest] = partial(_smallest, meter, threat=threat)
+    if store is not None and weights:
+        facts = {"stage": "curve", "weights": weights, "threat": threat.digest, "seed": outcomes.seed}
+        search = partial(_known, store, {**facts, "draws": meter.draws, **grounds(meter, x)}, search)
+
+    def of(rows: Tensor, nearest: Tensor, *, number: int) -> Smallest:
+        begin = {NEARBY: nearest, ELSEWHERE: (x[rows] + _of_another_class(x, y, rows)) / 2}
+        return search(x[rows], y[rows], begin, seed=outcomes.seed, number=number)
+
+    return of
 
 
 def _known(

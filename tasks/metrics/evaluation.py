@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -55,16 +55,12 @@ def evaluate(
     Raises what measure() raises, and WrongInput for a critical pair of a class that the model does not know.
     """
     check_pairs(model, x, config.critical_pairs)
-    started, suite = time.perf_counter(), config.resolved_suite()
+    started = time.perf_counter()
     results, reports = [], []
-    weights = f"{weights_digest}-{model_code}" if weights_digest else ""
-    store = store if weights else None
-    facts = _facts(model, x, y, config, weights) if store is not None else {}
-    run = partial(_under, model=model, x=x, y=y, config=config, suite=suite, store=store, weights=weights)
+    weights = identity(weights_digest, model_code)
+    under = partial(evaluate_threat, model, x, y, config, store=store, weights=weights, progress=progress)
     for threat in config.threats:
-        begin = warm.get(threat.name) if warm else None
-        facts["warm"] = "" if begin is None else tensor_digest(begin)
-        outcomes, report = _once(store, facts, threat, suite, partial(run, threat, warm=begin, progress=progress))
+        outcomes, report = under(threat, warm=warm.get(threat.name) if warm else None)
         results.append(outcomes)
         reports.append(report)
     device = next((p.device.type for p in model.parameters()), "cpu")
@@ -89,23 +85,41 @@ def evaluate(
     ), results
 
 
+def identity(weights_digest: str, model_code: str) -> str:
+    """What stands for all that a model's answers follow from in a store; empty without a digest of its weights."""
+    return f"{weights_digest}-{model_code}" if weights_digest else ""
+
+
+def evaluate_threat(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    config: EvaluationConfig,
+    threat: ThreatModel,
+    *,
+    store: CellStore | None = None,
+    weights: str = "",
+    warm: Tensor | None = None,
+    progress: bool = False,
+) -> tuple[Outcomes, ThreatReport]:
+    """Each sample's outcome under one threat model, and the report of it; from the store where it is there.
+
+    weights is what identity() gives; without it nothing is stored. warm [N, ...] are inputs to begin at.
+    """
+    suite = config.resolved_suite()
+    store = store if weights else None
+    run = partial(_under, threat, model, x, y, config, suite, store=store, weights=weights, warm=warm)
+    if store is None:
+        return run(progress=progress)
+    facts = _facts(model, x, y, config, weights)
+    facts |= {"threat": threat.digest, "warm": "" if warm is None else tensor_digest(warm)}
+    return store.once(facts, partial(run, progress=progress), save=_entry, load=partial(_loaded, threat, suite))
+
+
 def _facts(model: nn.Module, x: Tensor, y: Tensor, config: EvaluationConfig, weights: str) -> dict[str, object]:
     """What the result under any threat model follows from, besides the threat model and where the attacks begin."""
     own = {"stage": "threat", "weights": weights, "samples": tensor_digest(x, y)}
     return {**own, **grounds(model, x), **config.facts()}
-
-
-def _once(
-    store: CellStore | None,
-    facts: Mapping[str, object],
-    threat: ThreatModel,
-    suite: Suite,
-    run: Callable[[], tuple[Outcomes, ThreatReport]],
-) -> tuple[Outcomes, ThreatReport]:
-    """What run() returns, from the store where it is there."""
-    if store is None:
-        return run()
-    return store.once({**facts, "threat": threat.digest}, run, save=_entry, load=partial(_loaded, threat, suite))
 
 
 def _entry(result: tuple[Outcomes, ThreatReport]) -> Entry | None:

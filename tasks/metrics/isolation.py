@@ -13,6 +13,7 @@ from tasks.metrics.child import Stopped
 
 PROBE = 32  # samples that are looked at to know what kind of model this is
 WORTH_FLOPS = 5e6  # a sample: below, a pass is bound by overhead and not by arithmetic
+THREADS = 1  # of a pass on the CPU: with another number a product of matrices may differ in its last bits
 SAME_ANSWERS = 0.9  # of the probe's samples get the same class in bfloat16
 
 
@@ -114,24 +115,27 @@ def home(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Meter]:
-    """The model in evaluation mode with frozen weights, behind a Meter.
+    """The model in evaluation mode with frozen weights, behind a Meter, computing in one thread.
 
-    Afterwards mode, requires_grad, .grad, buffers and the global random state are as before. The mode is set
-    on every module, because an exported graph refuses .eval().
+    Afterwards mode, requires_grad, .grad, buffers, the global random state and torch's number of threads are as before.
+    The mode is set on every module, because an exported graph refuses .eval().
     """
     modules, parameters = list(model.modules()), list(model.parameters())
     modes = [module.training for module in modules]
     flags = [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
     buffers = [buffer.clone() for buffer in model.buffers()]
     devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
+    threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         try:
+            torch.set_num_threads(THREADS)
             for module in modules:
                 module.training = False
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield Meter(model)
         finally:
+            torch.set_num_threads(threads)
             for module, mode in zip(modules, modes, strict=True):
                 module.training = mode
             for parameter, (flag, grad) in zip(parameters, flags, strict=True):

@@ -135,6 +135,7 @@ def measure(
     progress: bool = False,
     store: CellStore | None = None,
     weights: str = "",
+    block: int | None = None,
 ) -> Outcomes:
     """Attack the model with every attack of the suite and return what each sample came to.
 
@@ -153,6 +154,7 @@ def measure(
     model. One that was stopped is named in `problems` and not begun on the cells that follow.
     store: where each cell is looked up before it is computed, and put unless an attack raised; what a stored one cost
     is what it cost at first. It needs `weights`, a digest of all that the model's answers follow from.
+    block: attack only the cell of this number; the outcomes are then of its samples alone.
 
     Raises WrongInput or ModelRejected before any attack starts. An attack that raises, or leaves the ball or the
     box, is stopped and named in `problems`; the others run on.
@@ -174,7 +176,7 @@ def measure(
         if store is not None and weights:
             facts = _facts(meter, x, weights=weights, threat=threat, suite=suite, seed=seed, coarse=coarse)
             attack = partial(known_cell, store, facts, suite.under(threat), attack)
-        cells = list(_cells(attack, x, y, warm, bar, f"{suite.name}, {threat}"))
+        cells = list(_cells(attack, x, y, warm, bar, f"{suite.name}, {threat}", block))
     return replace(
         _joined(cells, threat=threat, suite=suite, seed=seed),
         forward_samples=asked[0] + sum(cell.forward_samples for cell in cells),
@@ -186,11 +188,13 @@ def measure(
 
 
 def _cells(
-    attack: Callable[..., Cell], x: Tensor, y: Tensor, warm: Tensor | None, bar: Progress, what: str
+    attack: Callable[..., Cell], x: Tensor, y: Tensor, warm: Tensor | None, bar: Progress, what: str, only: int | None
 ) -> Iterator[Cell]:
-    """The result of each block of samples in turn, told on the bar."""
+    """The result of each block of samples in turn, or of one only, told on the bar."""
     row = bar.add_task(what, total=len(x))
     for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
+        if only not in (None, number):
+            continue
         begin = warm[number * BLOCK :][: len(part)].to(x).contiguous() if warm is not None else None
         yield attack(part, labels, number=number, warm=begin, tell=partial(_tell, bar, row, what, len(part)))
         bar.advance(row, len(part))

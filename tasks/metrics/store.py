@@ -105,9 +105,25 @@ class CellStore:
 
     def put(self, facts: Facts, entry: Entry) -> None:
         """Store the entry, in one move. Where the disk is full or may not be written, a warning is all."""
-        path = self.path(facts)
+        self._write(self.path(facts), _sealed(facts, entry))
+
+    def adopt(self, raw: bytes, *, like: Facts) -> None:
+        """Keep an entry as another store has sealed it.
+
+        Raises EvidenceBroken unless its digest fits every byte and its facts fit those, where both name one.
+        """
+        facts = json.loads(_opened(raw)[1])
+        for name, ours in like.items():
+            if facts.get(name, ours) != ours:
+                raise EvidenceBroken(f"its {name} is {facts[name]!r}, ours is {ours!r}")
+        self._write(self.path(facts), raw)
+
+    def sealed(self) -> dict[str, bytes]:
+        """Every entry as adopt() takes it, by the name of its file."""
+        return {path.name: path.read_bytes() for path in self._files()}
+
+    def _write(self, path: Path, raw: bytes | bytearray) -> None:
         part = path.with_name(f".{path.stem}.{uuid4().hex}.part")
-        raw = _sealed(facts, entry)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             part.write_bytes(raw)
