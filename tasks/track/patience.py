@@ -15,6 +15,7 @@ from urllib.request import urlopen
 from uuid import uuid4
 
 from tasks.errors import StoreUnreachable, WrongInput
+from tasks.health.servers import without_password
 from tasks.home import folder
 from tasks.track.spool import Delivered, Spool
 
@@ -68,7 +69,7 @@ def full(error: BaseException) -> bool:
 
 def spool_of(uri: str) -> Spool:
     """The spool of a server, by its address without a password in it."""
-    bare = re.sub(r"//[^/@]*@", "//", uri).rstrip("/")
+    bare = without_password(uri).rstrip("/")
     return Spool(folder("spool") / hashlib.sha256(bare.encode()).hexdigest()[:16])
 
 
@@ -82,7 +83,7 @@ class Patient:
     """
 
     def __init__(self, client: "MlflowClient", uri: str) -> None:
-        self._client, self.uri = client, uri
+        self._client, self.uri = client, without_password(uri)  # as it is shown, and asked for its health
         self.left_over = Delivered(0, frozenset(), {})  # what came of the writes that earlier runs had left
         self.spool = spool_of(uri) if uri.startswith(("http://", "https://")) else None
         self._mine: set[str] = set()  # the runs for which this process has put writes into the spool
