@@ -6,14 +6,16 @@ from typing import Any
 
 from flows.config import EvaluateConfig, parse_evaluation, threat_of
 from flows.recipes import change, configured
-from tasks.data import describe, load
+from tasks.data import Data, describe, load
 from tasks.errors import WrongInput
 from tasks.fetch import version_named
 from tasks.lookup import REGISTERED
 from tasks.parts import named
 from tasks.posture import Record
-from tasks.recall import asked_of, expected_key
+from tasks.recall import asked_of, expected_facts, expected_key
 from tasks.track import Version, aliases, registered
+
+WEEKLY = "deep"  # the suite of the week's end
 
 
 def asked(
@@ -71,8 +73,22 @@ def _last_time(model: str) -> dict[str, Any] | None:
 
 def _newest(version: Version) -> Record | None:
     """The newest record of a version, or else of its model; None where nothing was measured."""
-    records = version.records() or [record for other in registered(version.name) for record in other.records()]
-    return max(records, key=lambda record: record.measured_at, default=None)
+    return max(_records(version), key=lambda record: record.measured_at, default=None)
+
+
+def _records(version: Version) -> list[Record]:
+    """Those of a version, or else of its model."""
+    return version.records() or [record for other in registered(version.name) for record in other.records()]
+
+
+def usual(version: Version) -> Record | None:
+    """The newest record of a version, or else of its model, that the weekly suite has not made; None without any.
+
+    Or else one week's end would make the deep suite that of every night.
+    """
+    records = _records(version)
+    rest = [record for record in records if record.suite.partition("+")[0] != WEEKLY] or records
+    return max(rest, key=lambda record: record.measured_at, default=None)
 
 
 def _name_of(model: str) -> str:
@@ -110,9 +126,12 @@ def chosen(name: str, versions: str | list[int]) -> tuple[Version, ...]:
     return tuple(version for version in known if version.number in wanted)
 
 
-def like_before(version: Version, *, suite: str | None = None) -> EvaluateConfig:
-    """How the version was last evaluated, or else its model's newest measured version. Raises WrongInput."""
-    newest, where = _newest(version), f"models:/{version.name}/{version.number}"
+def like_before(version: Version, *, suite: str | None = None, record: Record | None = None) -> EvaluateConfig:
+    """How the version was last evaluated, or else its model's newest measured version. Raises WrongInput.
+
+    suite: another one. record: another measurement to go by.
+    """
+    newest, where = record or _newest(version), f"models:/{version.name}/{version.number}"
     if newest is None:
         raise WrongInput(
             f"no version of {version.name!r} was evaluated, so nobody knows on what data and against what. Once, "
@@ -122,6 +141,22 @@ def like_before(version: Version, *, suite: str | None = None) -> EvaluateConfig
     if suite:
         values["evaluation"] = values["evaluation"] | {"suite": suite}
     return parse_evaluation(values)
+
+
+def standing(version: Version, config: EvaluateConfig, data: Data) -> Record | None:
+    """The newest record of the version on this data, under this suite and policy; None where there is none.
+
+    Unlike already() it takes a warm start for another, whatever examples it began at.
+    """
+    wanted = expected_facts(data, config.evaluation)
+    if config.evaluation.warm:
+        wanted.pop("warm")
+    found = [
+        record
+        for record in version.records()
+        if record.policy == config.policy.digest and all(getattr(record, fact) == wanted[fact] for fact in wanted)
+    ]
+    return max(found, key=lambda record: record.measured_at, default=None)
 
 
 def already(version: Version, config: EvaluateConfig) -> Record | None:

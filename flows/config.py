@@ -58,6 +58,12 @@ class PipelineConfig(BaseModel, frozen=True, extra="forbid"):
         )
 
 
+class Plan(PipelineConfig, frozen=True, extra="forbid"):
+    """How a registered model is measured and hardened when nobody asks. Others may have given it its name."""
+
+    name: str = Field(pattern=ANY_NAME, description="of the registered model")
+
+
 def parse(values: dict[str, Any]) -> PipelineConfig:
     """The config that the values make. Raises WrongInput, one line for each mistake, with the nearest known key."""
     return _parsed(PipelineConfig, values)
@@ -66,6 +72,11 @@ def parse(values: dict[str, Any]) -> PipelineConfig:
 def parse_evaluation(values: dict[str, Any]) -> EvaluateConfig:
     """The same for an evaluation of a model that exists."""
     return _parsed(EvaluateConfig, values)
+
+
+def parse_plan(values: dict[str, Any]) -> Plan:
+    """The same for the plan of a registered model."""
+    return _parsed(Plan, values)
 
 
 def _parsed(kind: type[Config], values: dict[str, Any]) -> Config:

@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows.config import PipelineConfig
+from flows.plans import note, remember
 from tasks.data import Data
 from tasks.decide import decide, warn_of_few_samples
 from tasks.evaluate import champion_report, evaluate_robustness
@@ -32,9 +33,11 @@ def posture_pipeline(config: PipelineConfig) -> Story:
 
         baseline = train_model(data, config.training, stage="baseline", run_id=run_id)
         chapters, rounds = [examine(baseline, data, config, champion, run_id=run_id)], list[Chapter]()
+        remember(config)
         if chapters[0].verdict.outcome == "fail" and config.policy.max_rounds > 0:
             hardened, rounds = harden(data, config, run_id=run_id)
             chapters.append(examine(hardened, data, config, champion, run_id=run_id))
+            note(config, data, run_id, chapters[-1].verdict.outcome)
 
         return publish(config.name, run_id, data, config.policy, chapters, rounds)
 

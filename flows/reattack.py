@@ -6,16 +6,19 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.asked import already, chosen, like_before
+from flows.config import EvaluateConfig
 from flows.evaluate import evaluate_model
 from flows.exits import BROKE, EXIT
+from flows.plans import how, plan_of
 from tasks.errors import RedoubtError
 from tasks.evidence import headline
-from tasks.track import Version
+from tasks.track import Version, aliases, names, registered
 
 
 class Reattacked(BaseModel, frozen=True, extra="forbid"):
     """What came of one version."""
 
+    name: str = Field(description="of the registered model")
     version: int
     verdict: str = Field("", description="pass, fail or cannot tell; empty where it broke")
     measured: bool = Field(description="false where it stood in the store, or broke")
@@ -40,18 +43,66 @@ def reattack_versions(
     return [_reattacked(version, suite, again) for version in chosen(name, versions)]
 
 
+@flow(name="redoubt-reattack-all", description="Every live version of every registered model, attacked again.")
+def reattack_all(suite: str | None = None, again: bool = True) -> list[Reattacked]:
+    """Attack every version that bears an alias, and the newest one, of every model that has a plan or was measured.
+
+    suite: another than the plan's. again: though nothing has changed since. Neither a version nor a model that breaks
+    keeps the others from being measured.
+    """
+    found: list[Reattacked] = []
+    for name in names():
+        try:
+            plan, versions = plan_of(name), _live(name)
+            configs = {version: how(version, plan, suite=suite) for version in versions}
+        except Exception as error:  # of whatever kind: the other models are still to be attacked
+            found += [broken(name, 0, error)]
+            continue
+        found += [measured(version, config, again=again) for version, config in configs.items() if config]
+    return found
+
+
+def measured(version: Version, config: EvaluateConfig, *, again: bool) -> Reattacked:
+    """What came of measuring the version in this way; what broke is told, not raised."""
+    try:
+        story = evaluate_model(config, again=again)
+    except Exception as error:  # of whatever kind: the other versions are still to be measured
+        return broken(version.name, version.number, error)
+    outcome = story.verdict.outcome
+    says = f"version {version.number}: {outcome}. {headline(story)}"
+    return Reattacked(
+        name=version.name, version=version.number, verdict=outcome, measured=True, run_id=story.run_id, says=says
+    )
+
+
+def broken(name: str, number: int, error: Exception) -> Reattacked:
+    """What is told of a version that could not be measured; 0 for the whole model."""
+    told = f"version {number}" if number else f"model {name!r}"
+    said = str(error) if isinstance(error, RedoubtError) else f"{type(error).__name__}: {error}"
+    logging.getLogger("redoubt").warning("%s: %s", told, said, exc_info=not isinstance(error, RedoubtError))
+    return Reattacked(name=name, version=number, measured=False, says=f"{told}: not measured: {said}")
+
+
+def _live(name: str) -> list[Version]:
+    """The versions that bear an alias, and the newest, oldest first."""
+    held, known = set(aliases(name).values()), registered(name)
+    return [version for version in known if version.number in held or version is known[-1]]
+
+
 def _reattacked(version: Version, suite: str | None, again: bool) -> Reattacked:
-    number, told = version.number, f"version {version.number}"
     try:
         config = like_before(version, suite=suite)
         record = None if again else already(version, config)
-        if record:
-            says = f"{told}: {record.verdict}, as measured {record.measured_at}"
-            return Reattacked(version=number, verdict=record.verdict, measured=False, run_id=record.run_id, says=says)
-        story = evaluate_model(config, again=again)
     except RedoubtError as error:
-        logging.getLogger("redoubt").warning("%s: %s", told, error)
-        return Reattacked(version=number, measured=False, says=f"{told}: not measured: {error}")
-    verdict = story.verdict
-    says = f"{told}: {verdict.outcome}. {headline(story)}"
-    return Reattacked(version=number, verdict=verdict.outcome, measured=True, run_id=story.run_id, says=says)
+        return broken(version.name, version.number, error)
+    if record is None:
+        return measured(version, config, again=again)
+    says = f"version {version.number}: {record.verdict}, as measured {record.measured_at}"
+    return Reattacked(
+        name=version.name,
+        version=version.number,
+        verdict=record.verdict,
+        measured=False,
+        run_id=record.run_id,
+        says=says,
+    )

@@ -29,15 +29,16 @@ IDLE_SERVICES = (
 )
 
 
-def settle() -> None:
+def settle(*, server: bool = False) -> None:
     """Set what the environment leaves open: no telemetry, no pickle, one folder for everything.
 
-    PREFECT_API_URL and MLFLOW_TRACKING_URI name servers and win. Raises StoreUnreachable.
+    PREFECT_API_URL and MLFLOW_TRACKING_URI name servers and win. server: a Prefect server that is to last, with all
+    its services, is started after this. Raises StoreUnreachable.
     """
     if not os.environ.get("PREFECT_API_URL"):
         os.environ.pop("PREFECT_API_URL", None)  # Prefect takes an empty one for a server without a name
         os.environ.setdefault("PREFECT_HOME", str(folder("prefect")))
-        for service in IDLE_SERVICES:
+        for service in () if server else IDLE_SERVICES:
             os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         for name, value in TEMPORARY_SERVER.items():
             os.environ.setdefault(name, value)

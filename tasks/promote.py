@@ -1,10 +1,15 @@
 """Register a version, and move the alias champion if and only if the verdict is pass."""
 
+from datetime import UTC, datetime
+
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.ledger import write_findings
 from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
+from tasks.posture.findings import crowned
+from tasks.recall import known_of
 from tasks.record import version_tags
 from tasks.reserve import reserved
 from tasks.track import aliases, register, set_alias
@@ -16,14 +21,31 @@ def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Ve
     """The version that the model became. On pass it is champion and the one before is `previous`; else challenger."""
     with reserved(name):
         number = register(name, model, version_tags(report, verdict))
-        if verdict.outcome != "pass":
+        if verdict.outcome == "pass":
+            move_champion(name, number)
+        else:
             set_alias(name, "challenger", number)
-            return number
-        before = aliases(name).get("champion")
-        if before is not None:
-            set_alias(name, "previous", before)
-        set_alias(name, "champion", number)
-        return number
+    return number
+
+
+@task(name="crown", cache_policy=NO_CACHE)
+def crown(name: str, number: int) -> None:
+    """Make a registered version champion, and close what it has mended. Whether it may be is for a verdict to say."""
+    with reserved(name):
+        move_champion(name, number)
+        now = datetime.now(UTC)
+        before = known_of(name).findings
+        write_findings(name, [crowned(finding, number, now) for finding in before], before)
+
+
+def move_champion(name: str, number: int) -> None:
+    """Let `champion` name the version, and `previous` the one that it named before."""
+    before = aliases(name).get("champion")
+    if before == number:
+        return
+    if before is not None:
+        set_alias(name, "previous", before)
+    set_alias(name, "champion", number)
 
 
 @task(name="roll-back", cache_policy=NO_CACHE)

@@ -9,9 +9,9 @@ import torch
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.events import emit_event
 from torch import Tensor
 
+from tasks.announce import announce
 from tasks.data import Data, load_split
 from tasks.errors import EvidenceBroken
 from tasks.evidence import Chapter, Picture, Samples, Story, render_markdown, render_page, to_picture
@@ -53,10 +53,13 @@ def publish(
     create_markdown_artifact(render_markdown(story), key=key, description=f"Verdict on {story.name}")
     create_table_artifact(_curves(story), key=f"{key}-curves", description="Robust accuracy against eps")
     create_link_artifact(path.as_uri(), key=f"{key}-page", description="The whole report")
-    emit_event(
-        f"redoubt.verdict.{story.verdict.outcome.replace(' ', '-')}",
-        resource={"prefect.resource.id": f"redoubt.model.{story.name}", "model_name": story.name},
-        payload={"run_id": story.run_id, "version": story.version, "reasons": list(story.verdict.reasons)},
+    announce(
+        f"verdict.{story.verdict.outcome.replace(' ', '-')}",
+        story.name,
+        version=story.version,
+        run_id=story.run_id,
+        reasons=story.verdict.reasons,
+        more={"stage": story.chapters[-1].stage},
     )
     return story
 

@@ -123,22 +123,23 @@ def expected_key(data: "Data", config: "EvaluationConfig") -> str:
 
     Empty for a warm start, whose examples grow with every evaluation.
     """
+    return "" if config.warm else key_of(expected_facts(data, config))
+
+
+def expected_facts(data: "Data", config: "EvaluationConfig") -> dict[str, object]:
+    """The facts that would be in that key, as if it began cold."""
     from tasks.metrics import choose_rows
 
-    if config.warm:
-        return ""
-    return key_of(
-        {
-            "split": "test",
-            "data_digest": data.digest,
-            "samples": len(choose_rows(data.sizes["test"], config.samples, config.seed)),
-            "seed": config.seed,
-            "seeds": config.seeds,
-            "threat_digests": tuple(threat.digest for threat in config.threats),
-            "suite_digest": config.resolved_suite().digest,
-            "warm": "",
-        }
-    )
+    return {
+        "split": "test",
+        "data_digest": data.digest,
+        "samples": len(choose_rows(data.sizes["test"], config.samples, config.seed)),
+        "seed": config.seed,
+        "seeds": config.seeds,
+        "threat_digests": tuple(threat.digest for threat in config.threats),
+        "suite_digest": config.resolved_suite().digest,
+        "warm": "",
+    }
 
 
 def to_compare(known: Known, first: int, second: int) -> tuple[Measured, Measured]:

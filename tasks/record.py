@@ -8,6 +8,7 @@ import torch
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.announce import announce
 from tasks.data import Data
 from tasks.ledger import advanced, observed, with_reproducers, write_findings
 from tasks.metrics import RobustnessReport, ThreatReport
@@ -21,8 +22,9 @@ from tasks.posture.card import model_card
 from tasks.posture.coverage import coverage
 from tasks.posture.finding import Finding
 from tasks.posture.findings import crowned, ledger_metrics
+from tasks.posture.lost import lost
 from tasks.prove import prove
-from tasks.recall import known_of
+from tasks.recall import Known, known_of
 from tasks.replay import corpus_place, corpus_tag, load_corpus
 from tasks.reserve import reserved
 from tasks.results import ASKED, BOM, CARD, load_adversarial
@@ -69,7 +71,10 @@ def record(
             set_tags(model.run_id, {"redoubt.model": name, "redoubt.evidence": sha})
             return sha
         with reserved(name):  # what others add meanwhile must not be lost
-            return _recorded(name, version, model, data, report, verdict, asked, replays)
+            sha, reasons = _recorded(name, version, model, data, report, verdict, asked, replays)
+        if reasons:
+            announce("posture.regressed", name, version=version, run_id=run_id, reasons=reasons)
+        return sha
 
 
 def _recorded(
@@ -81,12 +86,15 @@ def _recorded(
     verdict: Verdict,
     asked: Mapping[str, Any],
     replays: Sequence[ReplayReport],
-) -> str:
-    """Read what is kept of the model, add what was found, write it back. The SHA-256 of the evidence."""
-    policy = Policy.model_validate(asked["policy"])
-    ledger = _ledger(name, version, model, data, report, verdict, policy, replays)
+) -> tuple[str, tuple[str, ...]]:
+    """Read what is kept of the model, add what was found, write it back.
+
+    The SHA-256 of the evidence, and a sentence for each thing that held before and no longer does.
+    """
+    policy, known = Policy.model_validate(asked["policy"]), known_of(name)
+    ledger = _ledger(known, version, model, data, report, verdict, policy, replays)
     _grow_corpus(name, version, model, data, report)
-    previous = known_of(name).version(version).tags.get(EVIDENCE, "")
+    previous = known.version(version).tags.get(EVIDENCE, "")
     evidence, sha = prove(name, version, model, data, report, verdict, asked, replays=replays, previous=previous)
     kept = _record(name, version, model, report, verdict, policy, replays, sha)
     log_text(model.run_id, model_card(kept, evidence, ledger, coverage([kept])), CARD)
@@ -96,7 +104,7 @@ def _recorded(
     # One by one, in this order: a kill in between leaves a version that verifies, and that the same command records.
     tags = {f"{EVIDENCE_OF}{sha[:16]}": model.run_id} | version_tags(report, verdict)
     tag_version(name, version, tags | {EVIDENCE: sha, f"{RECORD}{kept.key}": kept.model_dump_json()})
-    return sha
+    return sha, lost(known.version(version).records(), kept, known.findings, ledger)
 
 
 def version_tags(report: RobustnessReport, verdict: Verdict) -> dict[str, str]:
@@ -113,7 +121,7 @@ def version_tags(report: RobustnessReport, verdict: Verdict) -> dict[str, str]:
 
 
 def _ledger(
-    name: str,
+    known: Known,
     version: int,
     model: StoredModel,
     data: Data,
@@ -123,12 +131,12 @@ def _ledger(
     replays: Sequence[ReplayReport],
 ) -> list[Finding]:
     """The ledger after this evaluation, as it was written down; its figures go to the run."""
+    name = known.name
     seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, policy, replays), report)
-    before = known_of(name).findings
-    ledger = advanced(before, seen)
+    ledger = advanced(known.findings, seen)
     if aliases(name).get("champion") == version:
         ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
-    write_findings(name, ledger, before)
+    write_findings(name, ledger, known.findings)
     log_metrics(model.run_id, ledger_metrics(ledger, datetime.now(UTC)))
     return ledger
 

@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = {
-    *("decide", "doctor", "evaluate", "fetch", "ledger", "promote", "prove", "publish", "recall", "record", "replay"),
-    *("reserve", "results", "shard", "track", "train", "validate", "verify", "workers"),
+    *("announce", "decide", "doctor", "evaluate", "fetch", "ledger", "plan", "promote", "prove", "publish", "recall"),
+    *("record", "replay", "reserve", "results", "shard", "track", "train", "validate", "verify", "workers"),
 }
 BASE = {"errors", "home", "locks", "lookup", "parts", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself

@@ -46,13 +46,19 @@ class Version:
 def register(name: str, stored: "StoredModel", tags: Mapping[str, str]) -> int:
     """The number of the new version of the registered model."""
     store = client()
-    if not store.search_registered_models(_named(name)):
-        store.create_registered_model(name)
+    make_model(name)
     model_id = stored.model_uri.removeprefix("models:/")
     made = store.create_model_version(
         name, source=stored.model_uri, run_id=stored.run_id, tags=dict(tags), model_id=model_id
     )
     return int(made.version)
+
+
+def make_model(name: str) -> None:
+    """Register the model without a version, if it is not there."""
+    store = client()
+    if not store.search_registered_models(_named(name)):
+        store.create_registered_model(name)
 
 
 def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
@@ -84,7 +90,13 @@ def registered(name: str) -> tuple[Version, ...]:
 
 def names() -> tuple[str, ...]:
     """Every registered model."""
-    return tuple(sorted(model.name for model in client().search_registered_models(max_results=1000)))
+    store, found, token = client(), list[str](), None
+    while True:
+        page = store.search_registered_models(max_results=1000, page_token=token)
+        found += [model.name for model in page]
+        token = page.token
+        if not token:
+            return tuple(sorted(found))
 
 
 def versions(name: str) -> tuple[int, ...]:

@@ -1,0 +1,72 @@
+"""Plans: by which a registered model is measured and hardened when nobody asks."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Literal
+
+from flows.asked import like_before, usual
+from flows.config import EvaluateConfig, PipelineConfig, Plan, parse_evaluation, parse_plan
+from flows.recipes import configured
+from tasks.data import Data
+from tasks.errors import EvidenceBroken, WrongInput
+from tasks.plan import Hardening, keep_plan, note_hardening, plan_digest, plan_values
+from tasks.track import Version
+
+
+def adopt(name: str, like: str, changes: tuple[str, ...] = ()) -> Plan:
+    """The plan that the registered model has from now on: a recipe or a YAML file, with changes, under its name.
+
+    Works before a version is registered. Raises WrongInput.
+    """
+    plan = parse_plan(configured(like, changes).model_dump(mode="json") | {"name": name})
+    keep_plan(name, plan.model_dump(mode="json"))
+    return plan
+
+
+def plan_of(name: str) -> Plan | None:
+    """The plan of a registered model; None where it has none. Raises EvidenceBroken where it cannot be read."""
+    values = plan_values(name)
+    if values is None:
+        return None
+    try:
+        plan = parse_plan(values)
+    except WrongInput as error:
+        raise EvidenceBroken(f"the plan of {name!r} cannot be used; adopt it anew. {error}") from error
+    if plan.name != name:
+        raise EvidenceBroken(f"the plan of {name!r} is that of {plan.name!r}. Adopt it anew.")
+    return plan
+
+
+def remember(config: PipelineConfig) -> None:
+    """Make the config of a run the plan of its model, where the registry can hold it."""
+    try:
+        keep_plan(config.name, config.model_dump(mode="json"))
+    except WrongInput as error:
+        logging.getLogger("redoubt").warning("%s will not be hardened by itself: %s", config.name, error)
+
+
+def note(
+    config: PipelineConfig, data: Data, run_id: str, outcome: Literal["started", "pass", "fail", "cannot tell"]
+) -> None:
+    """Write down that the model was hardened under this config, so that the same is not tried again by itself."""
+    now = datetime.now(UTC).isoformat()
+    try_ = Hardening(at=now, plan=digest_of(config), data=data.digest, run_id=run_id, outcome=outcome)
+    note_hardening(config.name, try_)
+
+
+def digest_of(config: PipelineConfig) -> str:
+    """Of the config, and of the suite that it names as it is now."""
+    return plan_digest(config.model_dump(mode="json"), config.evaluation.resolved_suite().digest)
+
+
+def how(version: Version, plan: Plan | None, *, suite: str | None = None) -> EvaluateConfig | None:
+    """How a version is measured when nobody asks: by the plan of its model, else as usual; None where nobody knows.
+
+    suite: another one.
+    """
+    if plan is not None:
+        values = plan.as_evaluation(version.number).model_dump(mode="json")
+        if suite:
+            values["evaluation"] = values["evaluation"] | {"suite": suite}
+        return parse_evaluation(values)
+    return like_before(version, suite=suite, record=usual(version)) if usual(version) else None
