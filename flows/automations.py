@@ -51,7 +51,7 @@ def _webhook() -> Any | None:
     url = os.environ.get("REDOUBT_WEBHOOK_URL")
     if url:
         headers: Any = {"Content-Type": "application/json"}
-        return Webhook(method="POST", url=url, headers=headers).save(BLOCK, overwrite=True)  # type: ignore[arg-type]
+        return Webhook(method="POST", url=url, headers=headers).save(BLOCK, overwrite=True)
     try:
         return Webhook.load(BLOCK)._block_document_id  # type: ignore[union-attr]
     except ValueError:  # there is no such block
@@ -110,7 +110,7 @@ def _zombies() -> Automation:
 def _ensure(automation: Automation) -> str:
     """Creating one twice makes two, so it is looked up by its name first."""
     try:
-        old = Automation.read(name=automation.name)
+        old: Any = Automation.read(name=automation.name)
     except ValueError:
         automation.create()
         return f"automation {automation.name}, made"

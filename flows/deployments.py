@@ -96,7 +96,15 @@ def _deploy(plan: dict[str, Any]) -> None:
         file.write_text(yaml.safe_dump(plan, sort_keys=False), encoding="utf-8")
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
         environment = os.environ | {"REDOUBT_ROOT": str(ROOT), "PYTHONPATH": search_path()}
-        ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        ran = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,  # Ctrl-C is for `redoubt serve`, which ends after it
+        )
     if ran.returncode != 0:
         raise StoreUnreachable(f"prefect deploy ended with {ran.returncode}:\n{(ran.stdout + ran.stderr)[-2000:]}")
 

@@ -88,10 +88,11 @@ def _server(port: int, stop: threading.Event) -> Iterator[None]:
 @contextmanager
 def _child(command: list[str], name: str, more: dict[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
     """A process whose words go to a log in REDOUBT_HOME; it and all that it started is ended afterwards."""
+    inherited = {key: value for key, value in os.environ.items() if key != "REDOUBT_WEBHOOK_URL"}  # the block has it
     with (folder("prefect") / f"{name}.log").open("ab") as log:
         child = subprocess.Popen(
             command,
-            env=os.environ | more,
+            env=inherited | more,
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=log,

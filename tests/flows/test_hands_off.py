@@ -22,7 +22,7 @@ from tests.flows.registering import register_weak
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
 NAME = "hands off (v1)"
-SMALL = ("evaluation.suite=quick", "evaluation.samples=120", "hardening.epochs=4")
+SMALL = ("evaluation.suite=quick", "evaluation.samples=150", "policy.floor=0.7")
 PATIENCE = 900.0
 
 
@@ -121,12 +121,12 @@ def counted(url: str) -> dict[str, list[str]]:
 
 
 def runs_of(url: str, flow_name: str) -> list[dict[str, Any]]:
-    """The runs of a flow that have ended."""
+    """The runs of a flow that came to their end; one that is cancelled because another runs is none."""
     import httpx
 
     query = {"flows": {"name": {"any_": [flow_name]}}, "limit": 200}
     found = httpx.post(f"{url}/flow_runs/filter", json=query, timeout=60).json()
-    return [run for run in found if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
+    return [run for run in found if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED")]
 
 
 def call(environment: dict[str, str], *words: str, **more: str) -> str:

@@ -12,7 +12,7 @@ from tasks.track import aliases, registered
 from tests.flows.registering import register_weak
 
 NAME = "adopted (v2)"  # a name that Redoubt itself would not give
-SMALL = ("evaluation.suite=quick", "evaluation.samples=120", "training.epochs=3", "hardening.epochs=4")
+SMALL = ("evaluation.suite=quick", "evaluation.samples=150", "policy.floor=0.7")
 
 
 def events(monkeypatch) -> list[tuple[str, dict]]:
@@ -61,7 +61,7 @@ def test_a_registered_model_is_found_failed_hardened_promoted_and_left_alone(pre
 
     heard.clear()
     assert [result.verdict for result in reattack_all()] == ["pass"]
-    adopt(NAME, "two-kinds", (*SMALL[1:], "evaluation.suite=warm", "evaluation.warm=true"))
+    adopt(NAME, "two-kinds", (*SMALL, "evaluation.suite=warm", "evaluation.warm=true"))
     (other,) = watch().measured  # another suite: the champion is measured anew, the old version 1 is left alone
     assert other.version == 2
     assert watch().measured == ()  # a warm start counts as measured, though its examples grow
