@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 PATIENCE = 120.0  # seconds until a service that does not answer is given up
 USER = "redoubt"
@@ -93,29 +94,26 @@ def running(service: Service) -> Iterator[Service]:
 
 @contextmanager
 def postgresql(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server with a password, its data in the folder; what comes back is its URL, credentials included.
+    """A PostgreSQL server with a password, its log in the folder; what comes back is its URL, credentials included.
 
     Debian's package `postgresql` brings it. As root the server runs as user `postgres`, since it refuses root.
     """
-    port, password, data = free_port(), secrets.token_hex(16), folder / "postgresql"
-    data.mkdir(parents=True)
-    secret = folder / "postgresql-password"
-    secret.write_text(password)
-    as_user: list[str] = []
-    if os.geteuid() == 0:
-        as_user = ["runuser", "-u", "postgres", "--"]
-        for path in (data, secret):
-            shutil.chown(path, "postgres", "postgres")
-        for above in folder.resolve().parents:  # a temporary folder is closed to others
-            if above.stat().st_uid == os.geteuid() and above != Path("/") and str(above).startswith("/tmp/"):
-                above.chmod(above.stat().st_mode | 0o011)
-        folder.chmod(folder.stat().st_mode | 0o011)
-    initdb = [*as_user, str(_postgres("initdb")), "-D", str(data), "-U", USER, "-A", "scram-sha-256", "-E", "UTF8"]
-    subprocess.run([*initdb, f"--pwfile={secret}"], check=True, capture_output=True, cwd="/")
-    server = [*as_user, str(_postgres("postgres")), "-D", str(data), "-h", "127.0.0.1", "-p", str(port)]
-    with running(Service([*server, "-k", "", "-c", "fsync=off"], port, folder / "postgresql.log")) as service:
-        _wait_for_postgres(service, password)
-        yield f"postgresql://{USER}:{password}@127.0.0.1:{port}"
+    port, password = free_port(), secrets.token_hex(16)
+    with TemporaryDirectory(prefix="redoubt-postgresql-") as own:  # pytest closes its folders to other users, again and
+        data, secret = Path(own) / "data", Path(own) / "password"  # again: whenever another session of it begins
+        data.mkdir()
+        secret.write_text(password)
+        as_user: list[str] = []
+        if os.geteuid() == 0:
+            as_user = ["runuser", "-u", "postgres", "--"]
+            for path in (Path(own), data, secret):
+                shutil.chown(path, "postgres", "postgres")
+        initdb = [*as_user, str(_postgres("initdb")), "-D", str(data), "-U", USER, "-A", "scram-sha-256", "-E", "UTF8"]
+        subprocess.run([*initdb, f"--pwfile={secret}"], check=True, capture_output=True, cwd="/")
+        server = [*as_user, str(_postgres("postgres")), "-D", str(data), "-h", "127.0.0.1", "-p", str(port)]
+        with running(Service([*server, "-k", "", "-c", "fsync=off"], port, folder / "postgresql.log")) as service:
+            _wait_for_postgres(service, password)
+            yield f"postgresql://{USER}:{password}@127.0.0.1:{port}"
 
 
 def create_database(server: str, name: str) -> str:

@@ -62,6 +62,7 @@ def installation(tmp_path_factory) -> Iterator[Installation]:
             "postgres": "127.0.0.1",
             "http://s3:7070": objects.url,
             "/tmp/prefect": str(folder / "prefect-server"),
+            "/tmp/prefect-ui": str(folder / "prefect-ui"),
             "http://mlflow:5000": f"http://127.0.0.1:{ports['mlflow']}",
             "http://prefect:4200/api": f"http://127.0.0.1:{ports['prefect']}/api",
             "infra/basic_auth.ini": str(ROOT / "infra" / "basic_auth.ini"),
