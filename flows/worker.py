@@ -43,7 +43,8 @@ def work(pool: str = "redoubt", *, limit: int = 1, name: str | None = None) -> N
         raise WrongInput("a worker needs a Prefect server that hands out work. Name it: PREFECT_API_URL=http://.../api")
     if limit < 1:
         raise WrongInput(f"--limit {limit} would never start anything. Write 1 or more.")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // limit)))  # each its share of the cores
+    if not os.environ.get("OMP_NUM_THREADS"):
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // limit))  # each run its share of the cores
     os.environ.setdefault(
         "PREFECT_LOGGING_EXTRA_LOGGERS", "redoubt"
     )  # each step with its seconds, in the log of its run

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-PATIENCE = 120.0  # seconds until a service that does not answer is given up
+PATIENCE = 300.0  # seconds until a service that does not answer is given up
 USER = "redoubt"
 
 

@@ -12,7 +12,8 @@ import struct
 import sys
 from typing import NoReturn
 
-LOST = 70  # exit code where the mother has gone under way; what became of the run is not known
+TAKEN = b"f"  # what the mother says when she has forked
+LOST = 70  # exit code where the mother has gone under way, and the run with her
 FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -21,14 +22,17 @@ def main() -> NoReturn:
     mother = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         mother.connect(sys.argv[1])
-    except OSError:
-        os.execv(sys.executable, [sys.executable, "-m", "prefect.engine"])
-    for number in FORWARDED:
-        signal.signal(number, lambda number, _: mother.sendall(bytes([number])))
-    asked = json.dumps({"env": dict(os.environ), "cwd": os.getcwd()}).encode()
-    try:
+        asked = json.dumps({"env": dict(os.environ), "cwd": os.getcwd()}).encode()
         socket.send_fds(mother, [struct.pack("!I", len(asked))], [1, 2])
         mother.sendall(asked)
+        for number in FORWARDED:
+            signal.signal(number, lambda number, _: mother.sendall(bytes([number])))
+        taken = mother.recv(1)  # while she loads this waits
+    except OSError:
+        taken = b""
+    if taken != TAKEN:
+        os.execv(sys.executable, [sys.executable, "-m", "prefect.engine"])
+    try:
         answer = mother.recv(4, socket.MSG_WAITALL)
     except OSError:
         answer = b""
@@ -37,7 +41,8 @@ def main() -> NoReturn:
         sys.exit(LOST)
     code = os.waitstatus_to_exitcode(struct.unpack("!i", answer)[0])
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
+        if -code in FORWARDED:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from flows.warm.launch import TAKEN
 from tasks.errors import RedoubtError
 from tasks.evidence.page import template
 
@@ -68,7 +69,15 @@ def fingerprint() -> int:
     """A number that changes when a file of Redoubt's code does, or what is installed."""
     files = [path for top in ("flows", "tasks") for path in (ROOT / top).rglob("*") if path.suffix in (".py", ".jinja")]
     places = [*sorted(files), Path(sysconfig.get_path("purelib"))]
-    return hash(tuple((str(path), found.st_mtime_ns, found.st_size) for path in places if (found := path.stat())))
+    return hash(tuple(_stamp(path) for path in places))
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # it went while we looked
+        return str(path), 0, 0
+    return str(path), found.st_mtime_ns, found.st_size
 
 
 def load() -> None:
@@ -104,6 +113,7 @@ class Mother:
         os.set_blocking(wake, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self.listening.setblocking(False)
         for place in (self.listening, self.worker, ended):
             self.selector.register(place, selectors.EVENT_READ)
         self.worker.sendall(READY)
@@ -130,7 +140,10 @@ class Mother:
             with suppress(OSError):
                 self.worker.sendall(STALE)
             return None
-        launcher, _ = self.listening.accept()
+        try:
+            launcher, _ = self.listening.accept()
+        except BlockingIOError:  # another took it
+            return None
         request = _asked(launcher)
         if request is None:
             launcher.close()
@@ -143,6 +156,8 @@ class Mother:
             os.close(descriptor)
         self.children[pid] = child = Child(pid, launcher)
         self.selector.register(launcher, selectors.EVENT_READ, child)
+        with suppress(OSError):
+            launcher.sendall(TAKEN)
         return None
 
     def _leave(self, launcher: socket.socket) -> None:

@@ -32,7 +32,7 @@ class Nursery:
         self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.mothers: list[subprocess.Popen[bytes]] = []
         self.worker: socket.socket | None = None  # its closing tells the mother that the worker is gone
-        self.closing = False
+        self.closing = threading.Event()
         self.keeper = threading.Thread(target=self._keep, name="redoubt-nursery", daemon=True)
 
     @property
@@ -50,7 +50,7 @@ class Nursery:
 
     def close(self) -> None:
         """End everything, the runs too: they are asked to, then killed."""
-        self.closing = True
+        self.closing.set()
         if self.worker is not None:
             with suppress(OSError):
                 self.worker.shutdown(socket.SHUT_RDWR)
@@ -65,10 +65,10 @@ class Nursery:
 
     def _keep(self) -> None:
         failed = 0
-        while not self.closing and failed < TRIES:
-            told = self._one()
-            failed = 0 if told else failed + 1
-        if failed:
+        while not self.closing.is_set() and failed < TRIES:
+            failed = 0 if self._one() else failed + 1
+            self.closing.wait(2.0 * failed)  # the code may be half written
+        if failed and not self.closing.is_set():
             LOG.error(
                 "the process that others are forked from died %d times while it loaded; its last words stand above. "
                 "Each run now loads everything itself.",
