@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows.config import PipelineConfig
 from flows.plans import note, remember
+from tasks.candidates import candidates
 from tasks.data import Data
 from tasks.decide import decide, warn_of_few_samples
 from tasks.evaluate import champion_report, evaluate_robustness
@@ -58,13 +59,10 @@ def examine(
 def harden(data: Data, config: PipelineConfig, *, run_id: str) -> tuple[StoredModel, list[Chapter]]:
     """The best of at most max_rounds hardened models, and every round. Judged and chosen on select, never on test."""
     tried: list[tuple[StoredModel, Chapter]] = []
-    for number in range(1, config.policy.max_rounds + 1):
-        hardening = config.hardening.for_round(number)
-        model = train_model(data, hardening, stage=f"hardened-{number}", run_id=run_id)
-        report = evaluate_robustness(model, data, config.evaluation, split="select", run_id=run_id)
-        verdict = decide(model, report, config.policy)
-        tried.append((model, Chapter(stage=model.stage, run_id=model.run_id, report=report, verdict=verdict)))
-        if verdict.outcome != "fail":
-            break
+    with candidates(data, config.hardening, config.evaluation, config.policy, run_id=run_id) as rounds:
+        for model, chapter in rounds:
+            tried.append((model, chapter))
+            if chapter.verdict.outcome != "fail":
+                break
     best, _ = max(tried, key=lambda pair: (pair[1].report.sound, pair[1].report.worst))
     return best, [chapter for _, chapter in tried]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tasks.data import Data, load_split
 from tasks.fetch import fetch_version, network_of
+from tasks.gpu import device_under, gpu_slot
 from tasks.home import folder
 from tasks.metrics import CellStore, Corpus, EvaluationConfig, RobustnessReport, begin_at, choose_rows, evaluate
 from tasks.models import StoredModel, code_of
@@ -48,21 +49,22 @@ def evaluate_robustness(
         with _anew() if again else nullcontext(cells()) as store:
             if not corpora:
                 fill(store, Work(model=model, data=data, config=config, split=split), network, x[rows], y[rows])
-            report, outcomes = evaluate(
-                network,
-                x[rows],
-                y[rows],
-                config,
-                stage=model.stage,
-                split=split,
-                data=data.name,
-                data_digest=data.digest,
-                weights_digest=model.digest,
-                model_code=code_of(network),
-                store=store,
-                warm=begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed),
-                progress=True,
-            )
+            with gpu_slot(device_under(network)):
+                report, outcomes = evaluate(
+                    network,
+                    x[rows],
+                    y[rows],
+                    config,
+                    stage=model.stage,
+                    split=split,
+                    data=data.name,
+                    data_digest=data.digest,
+                    weights_digest=model.digest,
+                    model_code=code_of(network),
+                    store=store,
+                    warm=begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed),
+                    progress=True,
+                )
         if corpora:  # what two versions may have in common: the corpus, not the examples that each begins at
             told = "".join(corpus.digest for corpus in corpora.values())
             report = report.model_copy(update={"warm": hashlib.sha256(told.encode()).hexdigest()[:16]})
@@ -95,17 +97,18 @@ def champion_report(
         network = network_of(stored)
         x, y = load_split(data, "test")
         rows = choose_rows(len(y), config.samples, config.seed)
-        fresh, _ = evaluate(
-            network,
-            x[rows],
-            y[rows],
-            config.model_copy(update={"critical_pairs": ()}),  # which are not compared
-            stage=f"champion-{number}",
-            data=data.name,
-            data_digest=data.digest,
-            weights_digest=stored.digest,
-            model_code=code_of(network),
-        )
+        with gpu_slot(device_under(network)):
+            fresh, _ = evaluate(
+                network,
+                x[rows],
+                y[rows],
+                config.model_copy(update={"critical_pairs": ()}),  # which are not compared
+                stage=f"champion-{number}",
+                data=data.name,
+                data_digest=data.digest,
+                weights_digest=stored.digest,
+                model_code=code_of(network),
+            )
         return fresh
 
 

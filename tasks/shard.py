@@ -3,7 +3,7 @@
 import logging
 import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from tasks.data import Data, load_split
 from tasks.errors import EvidenceBroken
 from tasks.fetch import network_of
+from tasks.gpu import device_under, gpu_slot
 from tasks.metrics import CellStore, EvaluationConfig, Shards, Unit, choose_rows, identity
 from tasks.models import StoredModel, code_of
 from tasks.workers import alone, task_runner, workers
@@ -39,7 +40,9 @@ class Work(BaseModel, frozen=True, extra="forbid"):
 def attack_unit(work: Work, unit: Unit, needed: list[bytes]) -> list[bytes]:
     """What the unit adds to a store, sealed. Model and samples are loaded once in a process."""
     with _TURN, alone():
-        return _shards(work.model_dump_json()).compute(unit, needed)
+        shards = _shards(work.model_dump_json())
+        with gpu_slot(device_under(shards.model)):
+            return shards.compute(unit, needed)
 
 
 def fill(store: CellStore, work: Work, network: "nn.Module", x: "Tensor", y: "Tensor") -> None:
@@ -55,11 +58,16 @@ def fill(store: CellStore, work: Work, network: "nn.Module", x: "Tensor", y: "Te
         if len(shards.missing([unit for wave in shards.waves() for unit in wave], store)) < 2:
             return
         with task_runner(words) as runner:
-            if all(_hand_out(runner, work, shards, wave, store) for wave in shards.waves()):
+            if hand_out(runner, work, shards, store):
                 return
 
 
-def _hand_out(runner: "TaskRunner[object]", work: Work, shards: Shards, units: list[Unit], store: CellStore) -> bool:
+def hand_out(runner: "TaskRunner[Any]", work: Work, shards: Shards, store: CellStore) -> bool:
+    """Have what the store lacks computed by a runner that is started. False where a worker failed."""
+    return all(_hand_out(runner, work, shards, wave, store) for wave in shards.waves())
+
+
+def _hand_out(runner: "TaskRunner[Any]", work: Work, shards: Shards, units: list[Unit], store: CellStore) -> bool:
     """Have the missing ones of these units computed, and adopt what comes back. False where one failed."""
     missing = shards.missing(units, store)
     if len(missing) < 2:

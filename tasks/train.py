@@ -7,9 +7,11 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.data import Data, load_split
 from tasks.defences import DEFENCES
+from tasks.gpu import gpu_slot
 from tasks.home import folder
 from tasks.lookup import lookup
-from tasks.models import StoredModel, TrainingConfig, build, check_model, fit
+from tasks.models import StoredModel, TrainingConfig, build, check_model, device_of, fit
+from tasks.models.distributed import fit_together
 from tasks.track import log_history, open_stage, save_model, set_tags, timed
 
 
@@ -28,6 +30,10 @@ def train_model(data: Data, config: TrainingConfig, *, stage: str, run_id: str) 
         set_tags(stage_id, {f"training.{key}": str(value) for key, value in config.model_dump(mode="json").items()})
         key = hashlib.sha256(f"{data.digest}{config.model_dump_json()}".encode()).hexdigest()[:16]
         checkpoint = folder("checkpoints") / f"{stage}-{key}.pt"
-        history = fit(model, train, select, loss, config, checkpoint=checkpoint, progress=True)
+        with gpu_slot(device_of(config.device)):
+            if config.nproc_per_node > 1:
+                history = fit_together(model, train, select, config, checkpoint=checkpoint)
+            else:
+                history = fit(model, train, select, loss, config, checkpoint=checkpoint, progress=True)
         log_history(stage_id, [vars(epoch) for epoch in history])
         return save_model(stage_id, stage, config.model, model, train[0][:2])

@@ -37,61 +37,53 @@ def alone() -> Iterator[None]:
         _ALONE.reset(token)
 
 
-def task_runner(words: str) -> "TaskRunner[Any]":
-    """Prefect's task runner for what REDOUBT_WORKERS may say, not started yet.
-
-    4: processes. threads:2, for a look only: they take turns. dask or dask:4, ray or ray:4: a cluster on this machine.
-    dask=tcp://host:8786, ray=ray://host:10001: one that is there. Raises WrongInput for other words, for a package that
-    is missing and for an address where nobody answers.
-    """
+def check_workers(words: str) -> None:
+    """Raise WrongInput for words that name no workers, a package that is missing, an address where nobody answers."""
     found = WORDS.fullmatch(words)
     if found is None or "0" in (found["processes"], found["local"]) or words == "threads":
         raise WrongInput(
             f"workers {words!r}: write a number of processes (4), dask or ray for a cluster on this machine (dask:4), "
             "or a cluster's address: dask=tcp://host:8786, ray=ray://host:10001."
         )
-    many = int(found["processes"] or found["local"] or os.cpu_count() or 1)
+    if found["kind"] in ("dask", "ray") and find_spec(f"prefect_{found['kind']}") is None:
+        raise WrongInput(f"workers {words!r} need a package that is missing. Install redoubt[{found['kind']}].")
+    if found["address"]:
+        _answers(found["kind"], found["address"])
+
+
+def task_runner(words: str) -> "TaskRunner[Any]":
+    """Prefect's task runner for what REDOUBT_WORKERS may say, not started yet.
+
+    4: processes. threads:2, for a look only: they take turns. dask or dask:4, ray or ray:4: a cluster on this machine.
+    dask=tcp://host:8786, ray=ray://host:10001: one that is there. Raises WrongInput as check_workers() does.
+    """
+    check_workers(words)
+    found = WORDS.fullmatch(words)
+    assert found is not None
+    many, address = int(found["processes"] or found["local"] or os.cpu_count() or 1), found["address"]
     if found["kind"] == "dask":
-        return _dask(found["address"], many)
+        from prefect_dask import DaskTaskRunner
+
+        if address:
+            return DaskTaskRunner(address=address)
+        return DaskTaskRunner(cluster_kwargs={"n_workers": many, "threads_per_worker": 1, "dashboard_address": None})
     if found["kind"] == "ray":
-        return _ray(found["address"], many)
+        from prefect_ray import RayTaskRunner
+
+        own = {} if address else {"num_cpus": many, "include_dashboard": False}
+        return RayTaskRunner(address=address, init_kwargs={"log_to_driver": False} | own)
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
     return ThreadPoolTaskRunner(many) if found["kind"] == "threads" else ProcessPoolTaskRunner(many)
 
 
-def _dask(address: str | None, many: int) -> "TaskRunner[Any]":
-    _installed("prefect_dask", "dask")
-    from prefect_dask import DaskTaskRunner
-
-    if address:
-        _answers("Dask scheduler", address, 8786)
-        return DaskTaskRunner(address=address)
-    return DaskTaskRunner(cluster_kwargs={"n_workers": many, "threads_per_worker": 1, "dashboard_address": None})
-
-
-def _ray(address: str | None, many: int) -> "TaskRunner[Any]":
-    _installed("prefect_ray", "ray")
-    from prefect_ray import RayTaskRunner
-
-    quiet = {"log_to_driver": False}
-    if address:
-        _answers("Ray head", address, 10001 if address.startswith("ray://") else 6379)
-        return RayTaskRunner(address=address, init_kwargs=quiet)
-    return RayTaskRunner(init_kwargs=quiet | {"num_cpus": many, "include_dashboard": False})
-
-
-def _installed(package: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise WrongInput(f"workers on {extra.title()} need a package that is missing. Install redoubt[{extra}].")
-
-
-def _answers(who: str, address: str, port: int) -> None:
+def _answers(kind: str, address: str) -> None:
     """Raise WrongInput unless somebody listens at the address."""
+    usual = 8786 if kind == "dask" else 10001 if address.startswith("ray://") else 6379
     try:
         place = urlsplit(address if "://" in address else f"tcp://{address}")
-        socket.create_connection((place.hostname or "", place.port or port), timeout=PATIENCE).close()
+        socket.create_connection((place.hostname or "", place.port or usual), timeout=PATIENCE).close()
     except (OSError, ValueError) as error:
         raise WrongInput(
-            f"no {who} answers at {address} ({error}). Start the cluster, or correct {WORKERS} or --workers."
+            f"no {kind.title()} cluster answers at {address} ({error}). Start it, or correct {WORKERS} or --workers."
         ) from error

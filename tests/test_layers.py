@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = {
-    *("announce", "decide", "doctor", "evaluate", "fetch", "ledger", "plan", "promote", "prove", "publish", "recall"),
-    *("record", "replay", "reserve", "results", "shard", "track", "train", "validate", "verify", "workers"),
+    *("announce", "candidates", "decide", "doctor", "evaluate", "fetch", "gpu", "ledger", "plan", "promote", "prove"),
+    *("publish", "recall", "record", "replay", "reserve", "results", "shard", "track", "train", "validate", "verify"),
+    "workers",
 }
 BASE = {"errors", "home", "locks", "lookup", "parts", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.exits import EXIT
+from flows.workers import workers_option
 
 if TYPE_CHECKING:
     from flows.config import EvaluateConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     "--consent", "consent", multiple=True, metavar="DIGEST", help="sha256:... of a pickle that may be loaded."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, and nothing else.")
+@workers_option
 def evaluate(model: str, again: bool, consent: tuple[str, ...], as_json: bool, **words: Any) -> None:
     """Attack MODEL, decide, and keep what was found, whoever trained it.
 
@@ -69,6 +71,7 @@ def evaluate(model: str, again: bool, consent: tuple[str, ...], as_json: bool, *
     "--consent", "consent", multiple=True, metavar="DIGEST", help="sha256:... of a pickle that may be loaded."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, and nothing else.")
+@workers_option
 def reattack(name: str, which: str, suite: str | None, again: bool, consent: tuple[str, ...], as_json: bool) -> None:
     """Measure versions of NAME under the current suite (new-attack day).
 

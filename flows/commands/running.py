@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from flows.exits import EXIT
+from flows.workers import workers_option
 
 if TYPE_CHECKING:
     from tasks.evidence import Story
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 @click.argument("recipe")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="e.g. --set policy.floor=0.7; repeatable.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, and nothing else.")
+@workers_option
 def run(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
     """Run the whole path for RECIPE, a name from `redoubt recipes` or a YAML file."""
     from flows.ephemeral import prefect_api

@@ -21,6 +21,9 @@ class TrainingConfig(BaseModel, frozen=True, extra="forbid"):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without progress on select")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: mixed on GPUs that know bf16")
+    nproc_per_node: int = Field(
+        1, ge=1, le=64, description="processes that train together, one for each GPU (DDP, as torchrun calls it)"
+    )
     deterministic: bool = Field(True, description="ask torch for deterministic kernels")
     seed: int = Field(0, ge=0)
 

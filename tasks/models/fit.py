@@ -20,6 +20,7 @@ from torch.optim import lr_scheduler
 
 from tasks.defences import Defence
 from tasks.models.config import TrainingConfig
+from tasks.models.team import ALONE, Team
 
 Pair = tuple[Tensor, Tensor]
 
@@ -83,24 +84,27 @@ def fit(
     *,
     checkpoint: Path | None = None,
     progress: bool = False,
+    team: Team = ALONE,
 ) -> list[Epoch]:
     """Train the model in place and leave it with the weights of the best epoch on `select`; every epoch's figures.
 
     train and select are pairs x [N, ...], y [N]. With a checkpoint path, each epoch is saved there, an existing
     file is continued from, and the file is deleted at the end: the result is the same with and without a kill.
+    team: the processes that train this model together, each of which calls this (tasks/models/distributed.py does).
     Raises ValueError when the loss stops being a number.
     """
-    device = device_of(config.device)
+    device = team.place(device_of(config.device))
     x, y = train[0].to(device), train[1].to(device)
     with _seeded(config), _bar(progress) as bar:
         training = _prepare(model.to(device), len(x), config, device)
         if checkpoint and (state := _saved(checkpoint)):
             training.restore(state)
+        taught = team.wrapped(model)
         row = bar.add_task(config.defence, total=config.epochs, completed=len(training.history))
         while len(training.history) < config.epochs and (config.patience is None or training.stale() < config.patience):
             number = len(training.history) + 1
-            train_loss = _one_epoch(training, x, y, loss, config)
-            select_loss, accuracy = _look(training.model, select, loss, config, device)
+            train_loss = _one_epoch(training, taught, x, y, loss, config, team)
+            select_loss, accuracy = _look(training.model, select, loss, config, device, team)
             if not (train_loss < float("inf") and select_loss < float("inf")):
                 raise ValueError(
                     f"training broke in epoch {number}: loss {train_loss}, on select {select_loss}. "
@@ -111,12 +115,13 @@ def fit(
             )
             if select_loss < training.best_loss:
                 training.best_loss, training.best = select_loss, copy.deepcopy(model.state_dict())
-            if checkpoint:
+            if checkpoint and team.leads:
                 _save(training.state(), checkpoint)
             bar.update(row, advance=1, description=f"{config.defence} loss {train_loss:.3f} select {accuracy:.3f}")
         model.load_state_dict(training.best)
     model.cpu().eval()
-    if checkpoint:
+    team.wait()  # or else one that is late finds no checkpoint
+    if checkpoint and team.leads:
         checkpoint.unlink(missing_ok=True)
     return training.history
 
@@ -145,34 +150,41 @@ def _prepare(model: nn.Module, n: int, config: TrainingConfig, device: torch.dev
     return _Training(model, optimiser, scheduler, rng, [], copy.deepcopy(model.state_dict()))
 
 
-def _one_epoch(training: _Training, x: Tensor, y: Tensor, loss: Defence, config: TrainingConfig) -> float:
-    model, rng = training.model.train(), training.rng
+def _one_epoch(
+    training: _Training, model: nn.Module, x: Tensor, y: Tensor, loss: Defence, config: TrainingConfig, team: Team
+) -> float:
+    model.train()
     total = torch.zeros((), device=x.device)
-    order = torch.randperm(len(x), generator=rng, device=x.device)
+    order = torch.randperm(len(x), generator=training.rng, device=x.device)
+    rng = team.draws(training.rng, config.seed, len(training.history))
     for batch in order.split(config.batch_size):
+        rows, weight = team.share(batch)
         with _autocast(config, x.device):
-            value = loss(model, x[batch], y[batch], threat=config.threat, rng=rng)
+            value = loss(model, x[rows], y[rows], threat=config.threat, rng=rng)
+            value = value if weight == 1.0 else value * weight
         training.optimiser.zero_grad(set_to_none=True)
         value.backward()
         training.optimiser.step()
         training.scheduler.step()
-        total += value.detach() * len(batch)  # no .item() here: it would wait for the GPU
-    return total.item() / len(x)
+        total += value.detach() * (len(batch) / team.size)  # no .item() here: it would wait for the GPU
+    return team.total(total).item() / len(x)
 
 
 def _look(
-    model: nn.Module, select: Pair, loss: Defence, config: TrainingConfig, device: torch.device
+    model: nn.Module, select: Pair, loss: Defence, config: TrainingConfig, device: torch.device, team: Team
 ) -> tuple[float, float]:
     """The defence's loss and the accuracy on select, always with the same draws."""
     model.eval()
     rng = Generator(device=device).manual_seed(config.seed)
     total, right = 0.0, 0
-    for x, y in zip(select[0].split(512), select[1].split(512), strict=True):
+    parts = [*zip(select[0].split(512), select[1].split(512), strict=True)]
+    for x, y in parts[team.rank :: team.size]:
         x, y = x.to(device), y.to(device)
         with _autocast(config, device):
             total += loss(model, x, y, threat=config.threat, rng=rng).item() * len(x)
             with torch.no_grad():
                 right += int((model(x).argmax(1) == y).sum())
+    total, right = team.total(torch.tensor([total, right], dtype=torch.float64)).tolist()
     return total / len(select[0]), right / len(select[0])
 
 

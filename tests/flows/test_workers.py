@@ -1,15 +1,20 @@
 """The same evaluation in one process, in several and on clusters: the same verdict and report, bit for bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from prefect import flow
 
 from flows.recipes import two_kinds
 from infra.services import free_port
@@ -55,7 +60,9 @@ def asked(crowd: str, home: Path):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("REDOUBT_WORKERS", workers)
                 patch.setenv("REDOUBT_HOME", str(home))
-                report = evaluate_robustness(model, data, CONFIG, split="test", run_id=run_id, again=True)
+                report = flow(name="sharded")(
+                    lambda: evaluate_robustness(model, data, CONFIG, split="test", run_id=run_id, again=True)
+                )()
             return decide.fn(model, report, RECIPE.policy), timeless(report.model_dump())
 
         yield evaluated
@@ -108,11 +115,62 @@ def test_four_processes_come_to_the_same_as_none(prefect_server, asked, caplog):
     assert "worker" not in caplog.text
 
 
-@pytest.mark.nightly
-def test_a_dask_cluster_by_address_comes_to_the_same_as_none(prefect_server, asked, caplog):
+@contextmanager
+def dask(workers: int = 2) -> Iterator[str]:
+    """A Dask cluster of processes of its own, as an existing one is named."""
     port = free_port()
     scheduler = [*DASK, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
-    worker = [*DASK, "worker", f"tcp://127.0.0.1:{port}", "--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
-    with cluster(scheduler, worker):
-        assert asked(patiently(f"dask=tcp://127.0.0.1:{port}")) == asked()
+    worker = [*DASK, "worker", f"tcp://127.0.0.1:{port}", "--nworkers", str(workers), "--nthreads", "1"]
+    with cluster(scheduler, [*worker, "--no-dashboard"]):
+        yield patiently(f"dask=tcp://127.0.0.1:{port}")
+
+
+@contextmanager
+def ray(workers: int = 2) -> Iterator[str]:
+    """A Ray cluster of processes of its own, as an existing one is named."""
+    port, folder = free_port(), tempfile.mkdtemp(prefix="rw-")  # its sockets' paths must be short
+    head = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    head += [f"--num-cpus={workers}", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+    head[0] = str(Path(sys.executable).with_name("ray"))
+    try:
+        with cluster(head):
+            yield patiently(f"ray=127.0.0.1:{port}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("started", [dask, ray])
+def test_a_cluster_by_address_comes_to_the_same_as_none(prefect_server, asked, caplog, started):
+    with started() as words:
+        assert asked(words) == asked()
     assert "worker" not in caplog.text
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("words", ["2", "dask"])
+def test_a_worker_that_is_killed_in_mid_run_changes_nothing(prefect_server, asked, words, tmp_path):
+    mark, killed = tmp_path / "killed", []
+
+    def kill_one() -> None:
+        while not mark.exists() and not killed:
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    if "spawn_main" in " ".join(process.cmdline()) and process.cpu_times().user > 8:
+                        process.kill()
+                        killed.append(process.pid)
+                        break
+            time.sleep(0.05)
+
+    hunter = threading.Thread(target=kill_one)
+    if words == "2":
+        hunter.start()
+        found = asked("2")
+    else:
+        with dask() as address:
+            hunter.start()
+            found = asked(address)
+    mark.touch()
+    hunter.join()
+    assert killed
+    assert found == asked()
