@@ -10,6 +10,8 @@ from flows.commands import COMMANDS
 from flows.exits import BROKE, EXIT, WRONG_INPUT
 from tasks.errors import RedoubtError, WrongInput
 
+LONGEST = 4000  # characters of a line of a message
+
 __all__ = ["EXIT", "cli", "main"]
 
 
@@ -47,19 +49,24 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    for line in message.splitlines():
-        click.echo(f"redoubt: {line}", err=True)
+    from tasks.posture.console import plain
+    from tasks.redact import redacted
+
+    for line in redacted(message).splitlines():
+        click.echo(f"redoubt: {plain(line[:LONGEST])}", err=True)
     sys.exit(code)
 
 
 def _keep_traceback() -> str:
     from tasks.home import folder
+    from tasks.redact import redacted
 
+    told = redacted(traceback.format_exc())
     try:
         path = folder("reports") / "last-traceback.txt"
-        path.write_text(traceback.format_exc(), encoding="utf-8")
+        path.write_text(told, encoding="utf-8")
     except (RedoubtError, OSError):
-        return traceback.format_exc()
+        return told
     return f"The traceback is in {path}."
 
 

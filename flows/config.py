@@ -10,6 +10,7 @@ from tasks.errors import WrongInput
 from tasks.lookup import REGISTERED, did_you_mean
 from tasks.metrics import EvaluationConfig
 from tasks.models import TrainingConfig
+from tasks.redact import credentials_in
 from tasks.verdicts import Policy
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -80,6 +81,11 @@ def parse_plan(values: dict[str, Any]) -> Plan:
 
 
 def _parsed(kind: type[Config], values: dict[str, Any]) -> Config:
+    for where in credentials_in(values):
+        raise WrongInput(
+            f"{where} holds a credential. A config is kept in every run and shown on pages: write it without, and put "
+            "the credential into the environment or a Prefect block."
+        )
     try:
         return kind.model_validate(values)
     except ValidationError as error:

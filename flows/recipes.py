@@ -4,12 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from flows.config import PipelineConfig, parse
 from tasks.attacks import ThreatModel
 from tasks.data import DataContract
 from tasks.errors import WrongInput
+from tasks.files import LARGEST, read_yaml
 from tasks.lookup import lookup
 from tasks.metrics import EvaluationConfig
 from tasks.models import TrainingConfig
@@ -91,11 +90,14 @@ def configured(recipe: str, changes: tuple[str, ...]) -> PipelineConfig:
     """The config of a recipe or a YAML file, with the changes. Raises WrongInput."""
     if Path(recipe).suffix in (".yaml", ".yml"):
         try:
-            values: Any = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+            with Path(recipe).open(encoding="utf-8") as file:
+                values: Any = read_yaml(file.read(LARGEST + 1))
         except FileNotFoundError:
             raise WrongInput(f"{recipe} does not exist. Start one with: redoubt config digits > {recipe}") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise WrongInput(f"{recipe} is no readable YAML: {error}") from error
+        except WrongInput as error:
+            raise WrongInput(f"{recipe}: {error}") from error
         if not isinstance(values, dict):
             raise WrongInput(f"{recipe} must hold keys and values. Start one with: redoubt config digits > {recipe}")
     else:
@@ -111,9 +113,9 @@ def change(values: dict[str, Any], setting: str) -> None:
     if not equals:
         raise WrongInput(f"--set {setting}: write KEY=VALUE, e.g. --set policy.floor=0.7")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise WrongInput(f"--set {setting}: the value is no readable YAML: {error}") from error
+        value = read_yaml(text)
+    except WrongInput as error:
+        raise WrongInput(f"--set {path}=...: {error}") from error
     place: Any = values
     parts = path.split(".")
     for depth, part in enumerate(parts):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tasks.files import read_arrays
 from tasks.track import load_bytes, log_bytes, log_dict, log_metrics, log_text, set_tags
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ def load_adversarial(run_id: str, threat: str) -> dict[str, np.ndarray]:
 
 def load_arrays(raw: bytes) -> dict[str, np.ndarray]:
     """The arrays of an .npz file; a pickle in it is refused."""
-    with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return read_arrays(raw)
 
 
 def load_outcomes(run_id: str, threat: str) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ VERBS = {
     *("publish", "recall", "record", "replay", "reserve", "results", "shard", "track", "train", "validate", "verify"),
     "workers",
 }
-BASE = {"errors", "home", "locks", "lookup", "parts", "statistics"}
+BASE = {"errors", "files", "home", "locks", "lookup", "parts", "redact", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself
     "attacks": set(),
     "data": set(),

@@ -48,9 +48,10 @@ def evaluate(model: str, again: bool, consent: tuple[str, ...], as_json: bool, *
 
     config = asked(model, **words)
     if not again and (done := _done(config)):
-        click.echo(
-            json.dumps(done, indent=2) if as_json else "{verdict}: measured {measured_at}. {reason}".format(**done)
-        )
+        from tasks.posture.console import plain
+
+        told = plain("{verdict}: measured {measured_at}. {reason}".format(**done))
+        click.echo(json.dumps(done, indent=2) if as_json else told)
         sys.exit(EXIT[done["verdict"]])
     if not as_json:
         show_steps()
@@ -97,7 +98,9 @@ def reattack(name: str, which: str, suite: str | None, again: bool, consent: tup
     if as_json:
         click.echo(json.dumps([result.model_dump() for result in results], indent=2))
     else:
-        click.echo("\n".join(result.says for result in results))
+        from tasks.posture.console import plain
+
+        click.echo("\n".join(plain(result.says) for result in results))
     sys.exit(max((result.exit_code for result in results), default=0))
 
 

@@ -39,12 +39,14 @@ def verify(name: str, number: int | None, public_key: Path | None, as_json: bool
     if as_json:
         click.echo(json.dumps({"versions": [asdict(each) for each in found], "cells": broken}, indent=2))
     else:
+        from tasks.posture.console import plain
+
         for each in found:
             click.echo(each.says)
             for mismatch in each.mismatches:
-                click.echo(f"  does not match: {mismatch}")
+                click.echo(plain(f"  does not match: {mismatch}"))
             for note in each.notes:
-                click.echo(f"  note: {note}")
+                click.echo(plain(f"  note: {note}"))
         click.echo(f"Cells: {len(broken)} do not match." if broken else "Cells: all match.")
         for problem in broken:
             click.echo(f"  does not match: {problem}")

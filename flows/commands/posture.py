@@ -73,6 +73,7 @@ def compare(name: str, first: str, second: str, html: bool, as_json: bool) -> No
 def report(name: str, card: bool, bom: bool) -> None:
     """Show the newest report on NAME, or on NAME@ALIAS: verdict, numbers, and the path of the page."""
     _settled()
+    from tasks.posture.console import plain
     from tasks.posture.history import History
     from tasks.posture.terminal import render_explain, render_history
     from tasks.recall import known_of, newest_measured, page_of
@@ -83,7 +84,8 @@ def report(name: str, card: bool, bom: bool) -> None:
     known = known_of(bare)
     record = newest_measured(known, known.numbered(alias) if alias else None)
     if card or bom:
-        click.echo(load_bytes(f"runs:/{record.run_id}/{CARD if card else BOM}").decode(), nl=False)
+        kept_file = load_bytes(f"runs:/{record.run_id}/{CARD if card else BOM}").decode(errors="replace")
+        click.echo("\n".join(plain(line) for line in kept_file.split("\n")), nl=False)
         return
     only = History.of(bare, [record], known.aliases, [record.version])
     click.echo(render_history(only, **_screen()), nl=False)

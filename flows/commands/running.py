@@ -106,8 +106,19 @@ def show_steps() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("  %(message)s"))
+    handler.setFormatter(_Harmless("  %(message)s"))
     log.addHandler(handler)
+
+
+class _Harmless(logging.Formatter):
+    """Lines that neither tell a secret nor move the cursor."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        from tasks.posture.console import plain
+        from tasks.redact import redacted
+
+        return "\n".join(plain(line) for line in redacted(super().format(record)).split("\n"))
 
 
 def _alarms(report: "ThreatReport") -> list[str] | None:

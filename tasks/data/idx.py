@@ -1,6 +1,7 @@
 """MNIST's own file format, and MNIST."""
 
 import gzip
+import math
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ HOW = (
     "MNIST's four files are train-images-idx3-ubyte.gz, train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz and "
     "t10k-labels-idx1-ubyte.gz (LeCun, Cortes, Burges); put them into one folder."
 )
+LARGEST, PIECE = 4 * 2**30, 2**20  # bytes of one file, unpacked, and of what is read of it at once
 HELD_OUT = 5000  # the last training images serve as `select`
 
 
@@ -48,19 +50,29 @@ def read_idx(path: Path) -> np.ndarray:
 @lru_cache(maxsize=4)  # the files of one dataset, which every step of a run reads again
 def _read(path: Path, changed: int, size: int) -> np.ndarray:  # noqa: ARG001
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        raw = _whole(path)
     except (OSError, EOFError, zlib.error) as error:
         raise DataMissing(f"{path} cannot be read: {error}. It is cut short or damaged; fetch it again.") from error
     if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
         raise DataMissing(f"{path} is no IDX file of bytes: it starts with {raw[:4].hex() or 'nothing'}. {HOW}")
     header = 4 + 4 * raw[3]
     shape = np.frombuffer(raw[4:header], dtype=">u4").astype(int) if len(raw) >= header else np.zeros(0, int)
-    if len(raw) < header or len(raw) != header + int(np.prod(shape)):
-        raise DataMissing(
-            f"{path} is cut short: {len(raw)} bytes, but its header promises {header + int(np.prod(shape))}. "
-            f"Fetch it again."
-        )
+    promised = header + math.prod(map(int, shape))  # numpy's product would wrap round
+    if len(raw) < header or len(raw) != promised:
+        raise DataMissing(f"{path} is cut short: {len(raw)} bytes, but its header promises {promised}. Fetch it again.")
     return np.frombuffer(raw, dtype=np.uint8, offset=header).reshape(shape)
+
+
+def _whole(path: Path) -> bytes:
+    """The file's bytes, unpacked; hardly more than its own header promises, however much would come."""
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        head = file.read(4)
+        head += file.read(4 * head[3]) if len(head) == 4 else b""
+        promised = math.prod(int.from_bytes(head[at : at + 4], "big") for at in range(4, len(head), 4))
+        rest = bytearray()
+        while len(rest) <= min(promised, LARGEST) and (piece := file.read(PIECE)):
+            rest += piece
+        return head + bytes(rest)
 
 
 def _file(root: Path, name: str) -> Path:

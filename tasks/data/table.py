@@ -28,15 +28,15 @@ def read_table(split: str, *, path: str | Path, label: str = "Class") -> tuple[T
     """
     frame = _read(Path(path))
     if label not in frame.columns:
+        known = [str(column)[:80] for column in frame.columns[:8]] + ["..."] * (len(frame.columns) > 8)
         raise WrongInput(
-            f"{path} has no column {label!r}.{did_you_mean(label, frame.columns)} "
-            f"It has: {', '.join(map(str, frame.columns[:8]))}{', ...' if len(frame.columns) > 8 else ''}."
+            f"{path} has no column {label!r}.{did_you_mean(label, frame.columns)} It has: {', '.join(known)}."
         )
     values = frame.drop(columns=label)
     wrong = [str(column) for column in values.columns if not pd.api.types.is_numeric_dtype(values[column])]
     if wrong:
         raise WrongInput(
-            f"{path}: column {wrong[0]!r} holds text. Encode it as numbers first ({len(wrong)} such columns)."
+            f"{path}: column {wrong[0][:80]!r} holds text. Encode it as numbers first ({len(wrong)} such columns)."
         )
     if frame[label].isna().any():
         raise WrongInput(f"{path}: row {int(frame[label].isna().to_numpy().argmax()) + 2} has no {label!r}.")
@@ -47,7 +47,8 @@ def read_table(split: str, *, path: str | Path, label: str = "Class") -> tuple[T
     splits = _splits(features)
     train = features[splits == "train"]
     low, high = np.nanmin(train, axis=0), np.nanmax(train, axis=0)
-    scaled = np.clip((features - low) / np.where(high > low, high - low, 1), 0, 1)
+    with np.errstate(invalid="ignore"):  # an infinite feature becomes NaN, which the contract refuses
+        scaled = np.clip((features - low) / np.where(high > low, high - low, 1), 0, 1)
     rows = splits == split
     return torch.from_numpy(scaled[rows].astype(np.float32)), torch.from_numpy(y[rows].astype(np.int64))
 

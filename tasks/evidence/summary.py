@@ -12,6 +12,7 @@ from tasks.evidence.belief import Belief, belief, line
 from tasks.evidence.page import headline
 from tasks.evidence.story import Chapter, Story
 from tasks.metrics import Share, ThreatReport
+from tasks.posture.console import plain
 
 COLOURS = {"pass": "bold green", "fail": "bold red", "cannot tell": "bold yellow"}
 DOUBTS: dict[Belief, str] = {"void": "red", "not checked": "yellow", "answered": ""}
@@ -29,13 +30,19 @@ def render_summary(story: Story, *, width: int = 100, color: bool = True) -> str
     for chapter in story.chapters:
         outcome = chapter.verdict.outcome
         cells = [_cell(chapter.report.clean), *(_robust(threat) for threat in chapter.report.threats)]
-        table.add_row(_name(chapter), *cells, Text(outcome, style=COLOURS[outcome]))
+        table.add_row(Text(plain(_name(chapter))), *cells, Text(outcome, style=COLOURS[outcome]))
     parts: list[object] = ["", table, ""]
     for chapter in story.chapters:
         if chapter.verdict.outcome != "pass":
-            parts += [Padding(Text(f"{chapter.stage}: {reason}"), (0, 0, 0, 2)) for reason in chapter.verdict.reasons]
+            parts += [
+                Padding(Text(plain(f"{chapter.stage}: {reason}")), (0, 0, 0, 2)) for reason in chapter.verdict.reasons
+            ]
     parts += [Padding(doubt, (0, 0, 0, 2)) for doubt in _doubts(story)]
-    parts += ["", Text(headline(story), style=COLOURS[story.verdict.outcome]), Text(_place(story), style="dim")]
+    parts += [
+        "",
+        Text(plain(headline(story)), style=COLOURS[story.verdict.outcome]),
+        Text(plain(_place(story)), style="dim"),
+    ]
     if story.seconds:
         took = ", ".join(f"{step} {seconds:.1f}" for step, seconds in story.seconds.items())
         parts.append(Text(f"Seconds: {took}", style="dim"))
@@ -66,7 +73,9 @@ def render_markdown(story: Story) -> str:
 def _doubts(story: Story) -> list[Text]:
     """A line for each number whose alarms were answered or not, or that nothing checked."""
     numbers = [(chapter.stage, threat) for chapter in story.chapters for threat in chapter.report.threats]
-    return [Text(line(*number), style=DOUBTS[kind]) for number in numbers if (kind := belief(number[1])) in DOUBTS]
+    return [
+        Text(plain(line(*number)), style=DOUBTS[kind]) for number in numbers if (kind := belief(number[1])) in DOUBTS
+    ]
 
 
 def _name(chapter: Chapter) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tasks.attacks import ThreatModel
 from tasks.attacks.search import SLACK
 from tasks.errors import EvidenceBroken, WrongInput
+from tasks.files import read_arrays
 from tasks.metrics.transfer import answers, placed
 from tasks.statistics import Share
 
@@ -106,11 +107,11 @@ class Corpus:
     def from_bytes(cls, raw: bytes) -> "Corpus":
         """The corpus that to_bytes() wrote. Raises EvidenceBroken for a file that is not one; unpickles nothing."""
         try:
-            with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-                if set(arrays.files) != {*TENSORS, *WORDS}:
-                    raise WrongInput(f"it holds {', '.join(sorted(arrays.files)) or 'nothing'}")
-                tensors = {name: torch.from_numpy(arrays[name]) for name in TENSORS}
-                data_digest, threat = (str(arrays[name].item()) for name in WORDS)
+            arrays = read_arrays(raw)
+            if set(arrays) != {*TENSORS, *WORDS}:
+                raise WrongInput(f"it holds {', '.join(sorted(arrays)) or 'nothing'}")
+            tensors = {name: torch.from_numpy(arrays[name]) for name in TENSORS}
+            data_digest, threat = (str(arrays[name].item()) for name in WORDS)
             return cls(**tensors, data_digest=data_digest, threat=ThreatModel.model_validate_json(threat))
         except Exception as error:  # a broken file makes zip, numpy, torch and pydantic raise many kinds
             raise EvidenceBroken(

@@ -99,7 +99,7 @@ def _export(raw: bytes, into: Path, shape: Sequence[int]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = torch.export.export(model.eval(), (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-        made.example_inputs = None  # type: ignore[assignment]  # torch would write them as a pickle
+        made.example_inputs = None  # torch would write them as a pickle
         torch.export.save(made, into)
 
 

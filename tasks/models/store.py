@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Literal
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,13 @@ def from_bytes(name: str, raw: bytes, digest: str, kind: Literal["weights", "gra
     if kind == "onnx":
         return from_onnx(raw)
     model = build(name)
-    model.load_state_dict(safetensors.torch.load(raw))
+    try:
+        model.load_state_dict(safetensors.torch.load(raw))
+    except (safetensors.SafetensorError, RuntimeError, KeyError, ValueError) as error:
+        first = str(error).strip().splitlines()[0][:300]
+        raise ModelRejected(
+            f"the weights do not fit the network {name!r}, or are no safetensors file: {first}"
+        ) from error
     return model.eval()
 
 

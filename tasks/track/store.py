@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 from tasks.errors import StoreUnreachable
 from tasks.health.servers import without_password
 from tasks.home import folder
+from tasks.redact import redacted
 from tasks.track.patience import Patient
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _reachable(uri: str) -> None:
         urllib.request.urlopen(f"{without_password(uri).rstrip('/')}/health", timeout=5).close()
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise StoreUnreachable(
-            f"no MLflow server answers at {without_password(uri)} ({error}). Start it, correct MLFLOW_TRACKING_URI, "
+            f"no MLflow server answers at {redacted(uri)} ({error}). Start it, correct MLFLOW_TRACKING_URI, "
             f"or unset it to use the embedded store."
         ) from error
 
