@@ -9,6 +9,7 @@ from flows.config import EvaluateConfig, PipelineConfig, Plan, parse_evaluation,
 from flows.recipes import configured
 from tasks.data import Data
 from tasks.errors import EvidenceBroken, WrongInput
+from tasks.parts import vouched
 from tasks.plan import Hardening, keep_plan, note_hardening, plan_digest, plan_values
 from tasks.track import Version
 
@@ -24,10 +25,14 @@ def adopt(name: str, like: str, changes: tuple[str, ...] = ()) -> Plan:
 
 
 def plan_of(name: str) -> Plan | None:
-    """The plan of a registered model; None where it has none. Raises EvidenceBroken where it cannot be read."""
+    """The plan of a registered model; None where it has none.
+
+    Raises EvidenceBroken where it cannot be read, and PartRefused where it names a function that nobody vouches for.
+    """
     values = plan_values(name)
     if values is None:
         return None
+    vouched(values, f"the plan of {name!r}")
     try:
         plan = parse_plan(values)
     except WrongInput as error:

@@ -62,16 +62,17 @@ def task_runner(words: str) -> "TaskRunner[Any]":
     assert found is not None
     many, address = int(found["processes"] or found["local"] or os.cpu_count() or 1), found["address"]
     if found["kind"] == "dask":
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         if address:
             return DaskTaskRunner(address=address)
         return DaskTaskRunner(cluster_kwargs={"n_workers": many, "threads_per_worker": 1, "dashboard_address": None})
     if found["kind"] == "ray":
-        from prefect_ray import RayTaskRunner
+        from prefect_ray.task_runners import RayTaskRunner
 
         own = {} if address else {"num_cpus": many, "include_dashboard": False}
-        return RayTaskRunner(address=address, init_kwargs={"log_to_driver": False} | own)
+        ray: TaskRunner[Any] = RayTaskRunner(address=address, init_kwargs={"log_to_driver": False} | own)
+        return ray
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
     return ThreadPoolTaskRunner(many) if found["kind"] == "threads" else ProcessPoolTaskRunner(many)

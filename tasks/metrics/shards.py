@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -79,15 +80,16 @@ class Shards:
 
     def _put(self, unit: Unit, store: CellStore) -> None:
         """Compute the unit, except what the store holds."""
-        config, threat, kept = self.config, self.config.threats[unit.threat], {"store": store, "weights": self.weights}
+        config, threat, weights = self.config, self.config.threats[unit.threat], self.weights
         if unit.block is None:
-            evaluate_threat(self.model, self.x, self.y, config, threat, store=store, weights=self.weights)
+            evaluate_threat(self.model, self.x, self.y, config, threat, store=store, weights=weights)
             return
-        how = {"threat": threat, "suite": config.resolved_suite(), "precision": config.precision, "block": unit.block}
+        attack = partial(measure, self.model, self.x, self.y, threat=threat, suite=config.resolved_suite())
+        attack = partial(attack, precision=config.precision, attack_seconds=config.attack_seconds, block=unit.block)
         seeds = range(config.seed, config.seed + config.seeds)
-        of_seed = [measure(self.model, self.x, self.y, seed=seed, **how, **kept) for seed in seeds]
+        outcomes = merged([attack(seed=seed, store=store, weights=weights) for seed in seeds])
         with suppress(Exception):  # the model may raise under a gradient; the evaluation meets that again and says so
-            search_block(self.model, self.x, self.y, unit.block, outcomes=merged(of_seed), **kept)
+            search_block(self.model, self.x, self.y, unit.block, outcomes=outcomes, store=store, weights=weights)
 
     def _held(self, unit: Unit, store: CellStore) -> list[Path] | None:
         """The unit's files in the store; None where one is missing."""

@@ -108,7 +108,7 @@ def verdicts(home: Path, **more: str) -> list[tuple[int, str]]:
     ran = redoubt(home, "history", NAME, "--json", **more)
     assert ran.returncode == 0, ran.stderr
     history: dict[str, Any] = json.loads(ran.stdout)
-    records = [record for record in _records(history)]
+    records = list(_records(history))
     return sorted({(record["version"], record["verdict"]) for record in records})
 
 

@@ -40,7 +40,7 @@ def test_away_for_a_minute_nothing_is_lost_and_nothing_is_there_twice(fresh, ser
         assert run.finish() == undisturbed.code, run.lines
     assert_same_content(content(server.url), undisturbed.content)
     assert_verifies(fresh, MLFLOW_TRACKING_URI=server.url)
-    assert not [path for path in (fresh / "spool").rglob("call.json")]
+    assert not list((fresh / "spool").rglob("call.json"))
 
 
 def test_away_for_longer_than_the_patience_it_ends_with_4_and_deliver_brings_what_was_kept(fresh, server):
