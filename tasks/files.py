@@ -84,7 +84,7 @@ def _check_shape(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         if read is None:
             raise ValueError(f"{member.filename[:80]!r} is of an unknown format")
         shape, _, dtype = read(file)
-        if dtype.hasobject or math.prod(map(int, shape)) * dtype.itemsize > member.file_size:
+        if not dtype.hasobject and math.prod(map(int, shape)) * dtype.itemsize > member.file_size:
             raise ValueError(f"{member.filename[:80]!r} claims {str(shape)[:80]} of {dtype}, which it does not hold")
 
 
