@@ -19,7 +19,7 @@ from tasks.home import folder, home
 from tasks.track import client
 
 POOL = "redoubt"
-PATIENCE = 180.0  # seconds until a server that does not answer is given up
+PATIENCE = 600.0  # seconds until a server that does not answer is given up
 GRACE = 30.0  # seconds that a child is given to end by itself
 
 

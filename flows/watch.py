@@ -28,6 +28,7 @@ from tasks.verdicts import Policy
 
 BROKE = "redoubt.broke"  # a tag of a version that could not be measured: when, and what was asked
 RETRY = timedelta(hours=6)  # until the very same is asked of it again
+RECORDING = timedelta(minutes=15)  # from registering a version to its record, at most
 
 
 class Watched(BaseModel, frozen=True, extra="forbid"):
@@ -94,7 +95,7 @@ def due(name: str, plan: Plan | None, data_of: Callable[[str], Data], *, promote
         live = version.number in held.values()
         challenges = version.number > held["champion"] if "champion" in held else version is known[-1]
         config = how(version, plan)
-        if config is None or not (live or challenges or not version.records()):
+        if config is None or _being_recorded(version, now) or not (live or challenges or not version.records()):
             continue
         data = data_of(config.dataset)
         record = standing(version, config, data)
@@ -171,6 +172,12 @@ def _asked(config: EvaluateConfig, data: Data) -> str:
     """A digest of what is asked of a version: its config, the data, the suite's code."""
     facts = [config.model_dump_json(), data.digest, config.evaluation.resolved_suite().digest]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _being_recorded(version: Version, now: datetime) -> bool:
+    """Whether a run of ours has just registered it, and is about to write down what it measured before that."""
+    ours = "redoubt.verdict" in version.tags and not version.records()
+    return ours and now.timestamp() - version.created_at < RECORDING.total_seconds()
 
 
 def _gave_up(version: Version, config: EvaluateConfig, data: Data, now: datetime) -> bool:

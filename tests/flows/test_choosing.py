@@ -127,6 +127,15 @@ def test_evidence_is_stale_past_the_policy_and_when_it_lies_in_the_future(days, 
     assert bool(why_stale(kept, Policy(), NOW)) is stale
 
 
+def test_a_version_that_a_run_has_just_registered_is_left_to_that_run(home):
+    registry("fail", None)
+    assert numbers() == [2]
+    tag_version(NAME, 2, {"redoubt.verdict": "pass"})  # as it is registered, before its record is written
+    assert numbers() == []
+    later = due(NAME, plan_of(NAME), data_of, promote=False, now=NOW + timedelta(hours=1))
+    assert [one.version.number for one in later] == [2]  # that run was killed
+
+
 def test_what_broke_is_asked_again_after_hours_or_when_something_else_is_asked(home):
     config = registry(None)
     for age, expected in ((RETRY / 2, []), (RETRY * 2, [1]), (-RETRY, [1])):

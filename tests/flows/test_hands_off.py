@@ -22,7 +22,7 @@ from tests.flows.registering import register_weak
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
 NAME = "hands off (v1)"
-SMALL = ("evaluation.suite=quick", "evaluation.samples=150", "policy.floor=0.7")
+SMALL = ("evaluation.samples=150", "policy.floor=0.7")
 PATIENCE = 900.0
 
 
@@ -147,7 +147,8 @@ def test_a_weak_model_is_found_attacked_failed_hardened_attacked_again_and_promo
     assert register_weak(NAME) == 1
     # from here on nobody does anything
 
-    until(lambda: aliases(NAME).get("champion") == 2, "version 2 is champion")
+    until(lambda: len([r for version in registered(NAME) for r in version.records()]) == 2, "both are measured")
+    assert aliases(NAME) == {"champion": 2}
     (weak,), (hardened,) = (version.records() for version in registered(NAME))
     assert (weak.verdict, hardened.verdict) == ("fail", "pass")
     assert weak.key == hardened.key

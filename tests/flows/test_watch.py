@@ -12,7 +12,7 @@ from tasks.track import aliases, registered
 from tests.flows.registering import register_weak
 
 NAME = "adopted (v2)"  # a name that Redoubt itself would not give
-SMALL = ("evaluation.suite=quick", "evaluation.samples=150", "policy.floor=0.7")
+SMALL = ("evaluation.samples=150", "policy.floor=0.7")
 
 
 def events(monkeypatch) -> list[tuple[str, dict]]:
