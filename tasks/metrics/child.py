@@ -95,9 +95,10 @@ def _work(work: Callable[[], Result], writing: int, parent: int) -> NoReturn:
 def _received(reading: int, deadline: float, seconds: float) -> bytes:
     """All that the copy writes until it closes the pipe. Raises Stopped."""
     parts: list[bytes] = []
+    pipe = select.poll()
+    pipe.register(reading, select.POLLIN | select.POLLHUP)
     while True:
-        ready, _, _ = select.select([reading], [], [], max(0.0, deadline - time.monotonic()))
-        if not ready:
+        if not pipe.poll(1000 * max(0.0, deadline - time.monotonic())):
             raise Stopped(f"was stopped after {seconds:g} s")
         part = os.read(reading, CHUNK)
         if not part:

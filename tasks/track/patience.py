@@ -128,18 +128,18 @@ class Patient:
         if self.spool is not None and self._mine:
             self.ask(lambda: None)
 
-    def _write(self, name: str, run_id: str, *args: Any, **kwargs: Any) -> None:
+    def _write(self, what: str, run_id: str, /, *args: Any, **kwargs: Any) -> None:
         """Write to a run, now or from the spool."""
         assert self.spool is not None
-        if name == "log_artifact":
+        if what == "log_artifact":
             args = (Path(args[0]), *args[1:])
-        if name == "set_terminated":
+        if what == "set_terminated":
             kwargs = {"end_time": int(time.time() * 1000)} | kwargs
         if self._mine and time.monotonic() >= self._next:
             self._deliver_mine()
         if not self._mine:
             try:
-                getattr(self._client, name)(run_id, *(str(a) if isinstance(a, Path) else a for a in args), **kwargs)
+                getattr(self._client, what)(run_id, *(str(a) if isinstance(a, Path) else a for a in args), **kwargs)
                 return
             except Exception as error:
                 failure = _understood(error)
@@ -151,7 +151,7 @@ class Patient:
             )
             self._later()
         self._mine.add(run_id)
-        self.spool.append(run_id, name, (run_id, *args), kwargs)
+        self.spool.append(run_id, what, (run_id, *args), kwargs)
 
     def _deliver_mine(self) -> BaseException | None:
         """Deliver the spool if this process has anything in it; why its own could not be delivered, or None."""
@@ -175,11 +175,11 @@ class Patient:
         self._next = time.monotonic() + self._pause
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
 
-    def _make(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def _make(self, what: str, /, *args: Any, **kwargs: Any) -> Any:
         """Make something once: a try whose answer was lost may have made it."""
-        make, find = getattr(self._client, name), MADE[name]
+        make, find = getattr(self._client, what), MADE[what]
         token, tried = uuid4().hex, False
-        if name in TAGGED and self.spool is not None:  # a database that is asked directly has made it or has not
+        if what in TAGGED and self.spool is not None:  # a database that is asked directly has made it or has not
             kwargs["tags"] = dict(kwargs.get("tags") or {}) | {ASKED: token}
 
         def once() -> Any:

@@ -2,12 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from tests.faults.harness import NAME, SMALL, content, database, redoubt
+from infra.services import prefect_server, running
+from tests.faults.harness import NAME, SHARED, SMALL, content, database, redoubt
 
 
 class Undisturbed(NamedTuple):
@@ -22,6 +24,17 @@ class Undisturbed(NamedTuple):
 def _no_server_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MLFLOW_TRACKING")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("prefect")
+    with running(prefect_server(folder)) as server:
+        SHARED["PREFECT_API_URL"] = f"{server.url}/api"
+        SHARED["PREFECT_HOME"] = str(folder / "client")
+        SHARED["REDOUBT_TEMPORARY_PREFECT"] = "1"  # as where each run has a server of its own
+        yield
+    SHARED.clear()
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "flows"]
 NAME = "two-kinds"
 SMALL = ("run", NAME, "--set", "evaluation.suite=quick", "--set", "evaluation.samples=300")
+SHARED: dict[str, str] = {}  # the one Prefect server of these tests, which spares each run the start of its own
 STEPS = (  # as they are told on standard error, in the order in which they end
     *("validate", "train/baseline", "attack/baseline/test", "record/baseline"),
     *("train/hardened-1", "attack/hardened-1/select", "attack/hardened-1/test"),
@@ -23,9 +24,9 @@ STEPS = (  # as they are told on standard error, in the order in which they end
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """This process's environment without the servers of the tests, and with a folder of its own."""
+    """This process's environment with the Prefect server of these tests, and with a folder of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "REDOUBT_"))}
-    return kept | {"REDOUBT_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    return kept | SHARED | {"REDOUBT_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
 
 
 def redoubt(home: Path, *words: str, before: tuple[str, ...] = (), **more: str) -> "subprocess.CompletedProcess[str]":
@@ -108,8 +109,7 @@ def verdicts(home: Path, **more: str) -> list[tuple[int, str]]:
     ran = redoubt(home, "history", NAME, "--json", **more)
     assert ran.returncode == 0, ran.stderr
     history: dict[str, Any] = json.loads(ran.stdout)
-    records = list(_records(history))
-    return sorted({(record["version"], record["verdict"]) for record in records})
+    return sorted({(record["version"], record["verdict"]) for record in _records(history)})
 
 
 def _records(value: Any) -> Iterator[dict[str, Any]]:

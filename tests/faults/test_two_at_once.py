@@ -6,6 +6,7 @@ import pytest
 
 from tests.faults.harness import NAME, SMALL, assert_verifies, database, redoubt, started, verdicts
 
+SHARING = {"REDOUBT_TEMPORARY_PREFECT": ""}  # a Prefect server that several machines share
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3000)]
 
 
@@ -24,7 +25,7 @@ def measured(fresh):
 
 def test_one_version_by_two_at_once(measured):
     ask = ("evaluate", f"models:/{NAME}/1", "--seed", "5", "--samples", "280")
-    with started(measured, *ask) as one, started(measured, *ask) as other:
+    with started(measured, *ask, **SHARING) as one, started(measured, *ask, **SHARING) as other:
         assert (one.finish(), other.finish()) == (1, 1), one.lines + other.lines
     assert_verifies(measured)
     ran = redoubt(measured, "verify", NAME, "--json")
@@ -37,7 +38,7 @@ def test_two_versions_by_two_at_once_ledger_and_corpus_hold_what_both_found(meas
         ("evaluate", f"models:/{NAME}/{number}", "--eps", eps, "--seed", "7", "--samples", "280")
         for number, eps in ((1, "0.2"), (2, "0.2"))
     ]
-    with started(measured, *asks[0]) as one, started(measured, *asks[1]) as other:
+    with started(measured, *asks[0], **SHARING) as one, started(measured, *asks[1], **SHARING) as other:
         codes = one.finish(), other.finish()
     assert 4 not in codes, one.lines + other.lines
     assert_verifies(measured)
