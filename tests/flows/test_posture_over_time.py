@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from flows.pipeline import posture_pipeline
 from flows.reattack import reattack_versions
 from flows.recipes import two_kinds
 from tasks.attacks import SUITES
-from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.errors import EvidenceBroken, ModelRejected, PartRefused, WrongInput
 from tasks.fetch import fetch_version, network_of
 from tasks.ledger import write_findings
 from tasks.metrics import cell
@@ -290,7 +291,7 @@ def test_wrong_words_end_with_3_and_say_what_to_write(story, home, capsys, words
     assert hint in err
 
 
-def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_is_refused(story, home):
+def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_after_consent(story, home, monkeypatch):
     import mlflow
     import mlflow.pytorch
 
@@ -325,9 +326,13 @@ def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_is_re
             pip_requirements=["torch"],
             registered_model_name=NAME,
         )
-    with pytest.raises(ModelRejected, match="pt2"):
+    with pytest.raises(ModelRejected, match=r"pt2.* --consent sha256:[0-9a-f]{64}") as refused:
         evaluate_model(like_before(registered(NAME)[3]))
     assert registered(NAME)[3].records() == []
+    monkeypatch.setenv("REDOUBT_CONSENT", re.search(r"sha256:\w{64}", str(refused.value))[0])
+    assert evaluate_model(like_before(registered(NAME)[3])).chapters[0].report.clean == story.chapters[0].report.clean
+    monkeypatch.delenv("REDOUBT_CONSENT")  # from here on only the graph is used
+    assert network_of(fetch_version(registered(NAME)[3]))(x).shape == (2, 2)
 
 
 def test_an_onnx_file_and_a_registered_one_are_evaluated_as_the_torch_model_is(story, home, tmp_path, capsys):
@@ -376,7 +381,7 @@ def as_onnx(weights: list[np.ndarray]) -> object:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
-def test_what_a_function_returns_is_evaluated_and_reproduced(story, home, tmp_path):
+def test_what_a_function_returns_is_evaluated_and_reproduced(story, home, monkeypatch):
     config = asked(
         "tasks.models.networks:two_kinds_mlp",
         dataset=NAME,
@@ -393,6 +398,9 @@ def test_what_a_function_returns_is_evaluated_and_reproduced(story, home, tmp_pa
     story = evaluate_model(config)
     assert story.version is None
     assert story.chapters[0].report.clean.n == 100
+    with pytest.raises(PartRefused, match="REDOUBT_PARTS"):  # the run says what builds it: no word of the user's
+        reproduce_run(story.chapters[0].run_id)
+    monkeypatch.setenv("REDOUBT_PARTS", "tasks.models.networks")
     assert reproduce_run(story.chapters[0].run_id).same
 
 
