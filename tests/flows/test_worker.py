@@ -60,7 +60,7 @@ import torch
 
 def net():
     with torch.no_grad():
-        net = torch.nn.Linear(16, 2)
+        net = torch.nn.Linear(201, 2)
         net.weight.fill_({value})
     return net
 """
