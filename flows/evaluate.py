@@ -58,5 +58,5 @@ def doubt(
         data=data,
     )
     asked = config.model_dump(mode="json")
-    record(config.name, version, model, data, report, verdict, asked, replays=replays, run_id=run_id)
+    record(config.name, version, model, data, report, verdict, asked, replays=replays, champion=champion, run_id=run_id)
     return Chapter(stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict)

@@ -9,7 +9,6 @@ from tasks.data import Data
 from tasks.decide import decide, warn_of_few_samples
 from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.evidence import Chapter, Story
-from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
 from tasks.parts import named
 from tasks.promote import promote
@@ -19,6 +18,7 @@ from tasks.replay import replay_examples
 from tasks.track import open_run
 from tasks.train import train_model
 from tasks.validate import validate_data
+from tasks.verdicts import Champion
 
 
 @flow(name="redoubt", description="Data to promoted model: nothing is promoted without a verdict.")
@@ -44,7 +44,7 @@ def posture_pipeline(config: PipelineConfig) -> Story:
 
 
 def examine(
-    model: StoredModel, data: Data, config: PipelineConfig, champion: RobustnessReport | None, *, run_id: str
+    model: StoredModel, data: Data, config: PipelineConfig, champion: Champion | None, *, run_id: str
 ) -> Chapter:
     """Attack a model on test, once; decide; register it, promote it if it passes, and record what was found."""
     report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id, name=config.name)
@@ -52,7 +52,7 @@ def examine(
     verdict = decide(model, report, config.policy, champion=champion, replays=replays, name=config.name, data=data)
     version = promote(config.name, model, report, verdict)
     asked = config.as_evaluation(version).model_dump(mode="json")
-    record(config.name, version, model, data, report, verdict, asked, replays=replays, run_id=run_id)
+    record(config.name, version, model, data, report, verdict, asked, replays=replays, champion=champion, run_id=run_id)
     return Chapter(stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict)
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from shlex import quote
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,7 +19,7 @@ from tasks.posture.finding import Finding
 from tasks.posture.findings import overdue
 from tasks.recall import known_of
 from tasks.track import log_dict, registered, set_tags
-from tasks.verdicts import Check, Policy, Verdict, judge
+from tasks.verdicts import Champion, Check, Policy, Verdict, judge
 
 
 @task(name="decide", task_run_name="decide-{model.stage}-on-{report.split}", cache_policy=NO_CACHE)
@@ -27,7 +28,7 @@ def decide(
     report: RobustnessReport,
     policy: Policy,
     *,
-    champion: RobustnessReport | None = None,
+    champion: Champion | None = None,
     replays: Sequence[ReplayReport] = (),
     name: str = "",
     version: int | None = None,
@@ -38,12 +39,13 @@ def decide(
     The champion, the stored examples (replays) and the findings of the registered model `name` are asked about test
     only. version: the model's own; the next one where it is not registered yet.
     """
-    verdict = judge(report, policy, champion, replays=replays)
+    verdict = judge(report, policy, champion.report if champion else None, replays=replays)
     if name and data is not None and report.split == "test":
         verdict = _with_findings(verdict, name, version, model, data, report, policy, replays)
     prefix = "" if report.split == "test" else f"{report.split}."
     set_tags(model.run_id, {f"redoubt.{prefix}verdict": verdict.outcome})
-    kept = {"verdict": verdict.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
+    kept: dict[str, Any] = {"verdict": verdict.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
+    kept["champion"] = champion.facts if champion else None
     log_dict(model.run_id, kept, f"{prefix.replace('.', '/')}verdict.json")
     return verdict
 

@@ -1,27 +1,31 @@
 """Attack a stored model and report what is left of its accuracy."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor, nn
 
+from tasks.audit import vouched_report
 from tasks.data import Data, load_split
 from tasks.fetch import fetch_version, network_of
 from tasks.gpu import device_under, gpu_slot
 from tasks.home import folder
 from tasks.metrics import CellStore, Corpus, EvaluationConfig, RobustnessReport, begin_at, choose_rows, evaluate
 from tasks.models import StoredModel, code_of
+from tasks.posture.signing import secret_of
 from tasks.recall import expected_key
 from tasks.replay import load_corpus
-from tasks.results import WARM, load_report, save_evaluation
+from tasks.results import WARM, save_evaluation
 from tasks.shard import Work, fill
-from tasks.track import aliases, log_bytes, registered, timed
-from tasks.verdicts import why_unusable
+from tasks.track import EVIDENCE, aliases, log_bytes, registered, timed
+from tasks.verdicts import Champion, why_unusable
 
 
 @task(name="evaluate", task_run_name="evaluate-{model.stage}-on-{split}", cache_policy=NO_CACHE)
@@ -75,12 +79,12 @@ def evaluate_robustness(
 @task(name="champion", cache_policy=NO_CACHE)
 def champion_report(
     name: str, data: Data, config: EvaluationConfig, *, max_age_days: float, run_id: str
-) -> RobustnessReport | None:
-    """The champion's report on these very samples; None without a champion.
+) -> Champion | None:
+    """The champion with its report on these very samples; None without a champion.
 
-    It is measured again where data or suite have changed, and where the report is older than max_age_days or its
-    numbers are not sound. Raises whatever keeps the champion from being loaded: a gate that cannot compare must not
-    open.
+    It is measured again where data or suite have changed, and where the report is older than max_age_days, its
+    numbers are not sound, or the champion's evidence does not vouch for it. Raises whatever keeps the champion from
+    being loaded: a gate that cannot compare must not open.
     """
     number = aliases(name).get("champion")
     if number is None:
@@ -90,9 +94,9 @@ def champion_report(
         wanted = expected_key(data, config)
         for record in version.records():
             if record.key == wanted:
-                report = load_report(record.run_id)
-                if why_unusable(report, max_age_days=max_age_days) is None:
-                    return report
+                report = vouched_report(version, record)
+                if report is not None and why_unusable(report, max_age_days=max_age_days) is None:
+                    return Champion(version=number, evidence=record.evidence, report=report)
         stored = fetch_version(version)
         network = network_of(stored)
         x, y = load_split(data, "test")
@@ -109,7 +113,7 @@ def champion_report(
                 weights_digest=stored.digest,
                 model_code=code_of(network),
             )
-        return fresh
+        return Champion(version=number, evidence=version.tags.get(EVIDENCE, ""), report=fresh)
 
 
 def begin_warm(
@@ -139,5 +143,6 @@ def _anew() -> Iterator[CellStore]:
 
 
 def cells() -> CellStore:
-    """Where cells are kept on this machine."""
-    return CellStore(folder("cells"))
+    """Where cells are kept on this machine. What is to be signed rests on none that the key's holder did not write."""
+    key = os.environ.get("REDOUBT_SIGNING_KEY")
+    return CellStore(folder("cells"), secret=secret_of(Path(key)) if key else b"")

@@ -3,19 +3,24 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from tasks.data import Data
+from tasks.errors import EvidenceBroken
 from tasks.metrics import EvaluationConfig, RobustnessReport, choose_rows
 from tasks.metrics.code import engine_code
 from tasks.metrics.replayed import ReplayReport
 from tasks.models import StoredModel
+from tasks.posture.appendix import APPENDIX, Appendix
 from tasks.posture.evidence import (
     FILE,
+    ChampionFacts,
     CodeFacts,
     DataFacts,
     Evidence,
+    FindingFacts,
     SuiteFacts,
     VerdictFacts,
     WeightsFacts,
@@ -25,10 +30,13 @@ from tasks.posture.evidence import (
     to_bytes,
 )
 from tasks.posture.signing import sign
-from tasks.track import MODEL_FILES, commit, environment, log_bytes, model_artifacts
-from tasks.verdicts import Verdict
+from tasks.results import BOM, CARD
+from tasks.track import MODEL_FILES, commit, environment, load_bytes, log_bytes, model_artifacts
+from tasks.verdicts import Champion, Verdict
 
-SIGNATURE = f"{FILE}.sig"
+SIGNED = ".sig"  # after the path of a file, that of its signature
+SIGNATURE = f"{FILE}{SIGNED}"
+LATER = (FILE, SIGNATURE, CARD, BOM, APPENDIX, f"{APPENDIX}{SIGNED}")  # what the evidence cannot hold the digest of
 
 
 def prove(
@@ -42,10 +50,14 @@ def prove(
     *,
     replays: Sequence[ReplayReport],
     previous: str,
+    champion: Champion | None = None,
+    ledger: Mapping[str, FindingFacts] | None = None,
+    corpora: Mapping[str, str] | None = None,
 ) -> tuple[Evidence, str]:
     """The evidence, and the SHA-256 of its file, which is kept in the model's run.
 
-    asked is the config of the evaluation. It is signed where REDOUBT_SIGNING_KEY names a private key. Raises
+    asked is the config of the evaluation; ledger and corpora are what the registered model's tags say after it. It is
+    signed where REDOUBT_SIGNING_KEY names a private key. Raises
     WrongInput for a key that cannot be used.
     """
     suite = EvaluationConfig.model_validate(asked["evaluation"]).resolved_suite()
@@ -72,22 +84,51 @@ def prove(
         seeds=report.seeds,
         verdict=VerdictFacts(outcome=verdict.outcome, reasons=verdict.reasons),
         outcomes={threat.threat.name: fooled_digest((~threat.held()).tolist()) for threat in report.threats},
-        artifacts=_files(model),
+        artifacts=_files(name, version, model),
         corpus={replay.threat.name: replay.corpus for replay in replays},
         previous=previous,
+        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        champion=ChampionFacts(**champion.facts) if champion else None,
+        recalled=report.recalled,
+        ledger=dict(ledger or {}),
+        corpora=dict(corpora or {}),
     )
     raw = to_bytes(evidence)
-    log_bytes(model.run_id, raw, FILE)
-    key = os.environ.get("REDOUBT_SIGNING_KEY")
-    if key:
-        log_bytes(model.run_id, sign(raw, Path(key)), SIGNATURE)
+    _keep(model.run_id, raw, FILE)
     return evidence, digest(raw)
 
 
-def _files(model: StoredModel) -> dict[str, str]:
-    """The SHA-256 of every file that the run keeps, and of the logged model that others load from the registry."""
+def append(run_id: str, evidence: Sequence[str], paths: Sequence[str]) -> str:
+    """The SHA-256 of a new appendix in the run: digests of files there that tell of the evidence. Signed likewise."""
+    artifacts = {path: digest(load_bytes(f"runs:/{run_id}/{path}")) for path in paths}
+    raw = Appendix(run_id=run_id, evidence=tuple(evidence), artifacts=artifacts).to_bytes()
+    _keep(run_id, raw, APPENDIX)
+    return digest(raw)
+
+
+def _keep(run_id: str, raw: bytes, path: str) -> None:
+    """Keep the file, and beside it its signature where there is a key."""
+    log_bytes(run_id, raw, path)
+    key = os.environ.get("REDOUBT_SIGNING_KEY")
+    if key:
+        log_bytes(run_id, sign(raw, Path(key)), f"{path}{SIGNED}")
+
+
+def _files(name: str, version: int | None, model: StoredModel) -> dict[str, str]:
+    """The SHA-256 of every file that the run keeps, and of the model that others load from the registry."""
     kept = {path: digest(raw) for path, raw in model_artifacts(f"runs:/{model.run_id}/").items()}
-    kept = {path: found for path, found in kept.items() if path not in (FILE, SIGNATURE)}
-    if model.model_uri:
-        kept |= {f"{MODEL_FILES}{path}": digest(raw) for path, raw in model_artifacts(model.model_uri).items()}
-    return kept
+    kept = {path: found for path, found in kept.items() if path not in LATER}
+    return kept | {f"{MODEL_FILES}{path}": found for path, found in _served(name, version, model).items()}
+
+
+def _served(name: str, version: int | None, model: StoredModel) -> dict[str, str]:
+    """The SHA-256 of every file of the model that others load. Raises EvidenceBroken where that is another one."""
+    places = [model.model_uri] if model.model_uri else []
+    places += [f"models:/{name}/{version}"] if version is not None else []
+    found = [{path: digest(raw) for path, raw in model_artifacts(place).items()} for place in places]
+    if len(found) == 2 and found[0] != found[1]:
+        raise EvidenceBroken(
+            f"{places[1]} serves other files than {places[0]}, which was evaluated: the registry was changed. Register "
+            "what you trust as a new version."
+        )
+    return found[0] if found else {}

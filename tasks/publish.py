@@ -17,8 +17,9 @@ from tasks.errors import EvidenceBroken
 from tasks.evidence import Chapter, Picture, Samples, Story, render_markdown, render_page, to_picture
 from tasks.home import folder
 from tasks.metrics import ThreatReport
-from tasks.results import load_adversarial, load_outcomes
-from tasks.track import aliases, log_dict, log_text, seconds, set_tags
+from tasks.prove import append
+from tasks.results import PAGE, STORY, load_adversarial, load_outcomes
+from tasks.track import PAGE_OF, aliases, log_dict, log_text, run_tags, seconds, set_tags, tag_version
 from tasks.verdicts import Policy
 
 PICTURES = 6  # for each stage and threat model
@@ -46,8 +47,9 @@ def publish(
     page = render_page(story, *shown(story))
     path = page_path(story)
     path.write_text(page, encoding="utf-8")
-    log_text(story.run_id, page, "report.html")
-    log_dict(story.run_id, story.model_dump(mode="json"), "story.json")
+    log_text(story.run_id, page, PAGE)
+    log_dict(story.run_id, story.model_dump(mode="json"), STORY)
+    _vouch(story)
     set_tags(story.run_id, {"redoubt.verdict": story.verdict.outcome})
     key = f"redoubt-{_slug(story.name)}"
     create_markdown_artifact(render_markdown(story), key=key, description=f"Verdict on {story.name}")
@@ -62,6 +64,18 @@ def publish(
         more={"stage": story.chapters[-1].stage},
     )
     return story
+
+
+def _vouch(story: Story) -> None:
+    """Tie page and story to the evidence of their versions, so that `redoubt verify` sees a change in them."""
+    proved = [(chapter, run_tags(chapter.run_id).get("redoubt.evidence", "")) for chapter in story.chapters]
+    evidence = [sha for _, sha in proved if sha]
+    if not evidence:
+        return
+    appendix = append(story.run_id, evidence, (PAGE, STORY))
+    for chapter, sha in proved:
+        if sha and chapter.version is not None:
+            tag_version(story.name, chapter.version, {f"{PAGE_OF}{sha[:16]}": f"{story.run_id}:{appendix}"})
 
 
 def page_path(story: Story) -> Path:

@@ -23,12 +23,14 @@ from tasks.posture.coverage import coverage
 from tasks.posture.finding import Finding
 from tasks.posture.findings import crowned, ledger_metrics
 from tasks.posture.lost import lost
-from tasks.prove import prove
+from tasks.posture.standing import facts_of
+from tasks.prove import append, prove
 from tasks.recall import Known, known_of
-from tasks.replay import corpus_place, corpus_tag, load_corpus
+from tasks.replay import corpora_of, corpus_place, corpus_tag, load_corpus
 from tasks.reserve import reserved
 from tasks.results import ASKED, BOM, CARD, load_adversarial
 from tasks.track import (
+    APPENDIX_OF,
     EVIDENCE,
     EVIDENCE_OF,
     RECORD,
@@ -43,7 +45,7 @@ from tasks.track import (
     tag_version,
     timed,
 )
-from tasks.verdicts import Policy, Verdict
+from tasks.verdicts import Champion, Policy, Verdict
 
 
 @task(name="record", task_run_name="record-{model.stage}", cache_policy=NO_CACHE)
@@ -57,6 +59,7 @@ def record(
     asked: Mapping[str, Any],
     *,
     replays: Sequence[ReplayReport] = (),
+    champion: Champion | None = None,
     run_id: str,
 ) -> str:
     """The SHA-256 of the evidence on this verdict, which ties together all that is kept of it.
@@ -67,11 +70,13 @@ def record(
     with timed(run_id, f"record/{model.stage}"):
         log_dict(model.run_id, dict(asked), ASKED)
         if version is None:
-            _, sha = prove(name, None, model, data, report, verdict, asked, replays=replays, previous="")
+            _, sha = prove(
+                name, None, model, data, report, verdict, asked, replays=replays, previous="", champion=champion
+            )
             set_tags(model.run_id, {"redoubt.model": name, "redoubt.evidence": sha})
             return sha
         with reserved(name):  # what others add meanwhile must not be lost
-            sha, reasons = _recorded(name, version, model, data, report, verdict, asked, replays)
+            sha, reasons = _recorded(name, version, model, data, report, verdict, asked, replays, champion)
         if reasons:
             announce("posture.regressed", name, version=version, run_id=run_id, reasons=reasons)
         return sha
@@ -86,25 +91,43 @@ def _recorded(
     verdict: Verdict,
     asked: Mapping[str, Any],
     replays: Sequence[ReplayReport],
+    champion: Champion | None,
 ) -> tuple[str, tuple[str, ...]]:
     """Read what is kept of the model, add what was found, write it back.
 
     The SHA-256 of the evidence, and a sentence for each thing that held before and no longer does.
     """
-    policy, known = Policy.model_validate(asked["policy"]), known_of(name)
-    ledger = _ledger(known, version, model, data, report, verdict, policy, replays)
+    policy, before = Policy.model_validate(asked["policy"]), known_of(name)
+    ledger = _ledger(before, version, model, data, report, verdict, policy, replays)
     _grow_corpus(name, version, model, data, report)
-    previous = known.version(version).tags.get(EVIDENCE, "")
-    evidence, sha = prove(name, version, model, data, report, verdict, asked, replays=replays, previous=previous)
+    known = known_of(name)
+    evidence, sha = prove(
+        name,
+        version,
+        model,
+        data,
+        report,
+        verdict,
+        asked,
+        replays=replays,
+        previous=known.version(version).tags.get(EVIDENCE, ""),
+        champion=champion,
+        ledger={finding.id: facts_of(finding) for finding in known.findings},
+        corpora=corpora_of(known),
+    )
     kept = _record(name, version, model, report, verdict, policy, replays, sha)
     log_text(model.run_id, model_card(kept, evidence, ledger, coverage([kept])), CARD)
     log_dict(model.run_id, ml_bom(kept, evidence, evidence.environment), BOM)
-    on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
-    set_tags(model.run_id, on_run | {"redoubt.evidence": sha})  # by which runs are found again
     # One by one, in this order: a kill in between leaves a version that verifies, and that the same command records.
-    tags = {f"{EVIDENCE_OF}{sha[:16]}": model.run_id} | version_tags(report, verdict)
+    tags = {
+        f"{EVIDENCE_OF}{sha[:16]}": model.run_id,
+        f"{APPENDIX_OF}{sha[:16]}": append(model.run_id, (sha,), (CARD, BOM)),
+    }
+    tags |= version_tags(report, verdict)
     tag_version(name, version, tags | {EVIDENCE: sha, f"{RECORD}{kept.key}": kept.model_dump_json()})
-    return sha, lost(known.version(version).records(), kept, known.findings, ledger)
+    on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
+    set_tags(model.run_id, on_run | {"redoubt.evidence": sha})  # last: evidence on a run must be in a chain
+    return sha, lost(before.version(version).records(), kept, before.findings, ledger)
 
 
 def version_tags(report: RobustnessReport, verdict: Verdict) -> dict[str, str]:

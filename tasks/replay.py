@@ -24,6 +24,7 @@ from tasks.metrics.report import packed
 from tasks.metrics.transfer import Transfer, transfer
 from tasks.models import StoredModel
 from tasks.parts import vouched
+from tasks.posture.evidence import digest
 from tasks.posture.finding import Finding
 from tasks.recall import Known, known_of
 from tasks.results import REPLAY, load_adversarial, load_arrays, load_report
@@ -169,6 +170,12 @@ def load_corpus(name: str, threat: ThreatModel, data: Data) -> Corpus | None:
 def corpus_tag(threat: ThreatModel, data: Data) -> str:
     """The registered model's tag that says where its stored examples are."""
     return f"{CORPUS}{threat.digest}.{data.digest}"
+
+
+def corpora_of(known: Known) -> dict[str, str]:
+    """The SHA-256 of what each tag on stored examples says, under the end of its name."""
+    ours = {key: value for key, value in known.tags.items() if key.startswith(CORPUS)}
+    return {key.removeprefix(CORPUS): digest(value.encode()) for key, value in ours.items()}
 
 
 def corpus_place(run_id: str, path: str, corpus: Corpus) -> str:

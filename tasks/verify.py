@@ -1,33 +1,34 @@
 """Look whether what is kept still is what was measured, and measure it again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from tasks.errors import EvidenceBroken, RedoubtError, WrongInput
+from tasks.audit import (
+    kept,
+    of_appendices,
+    of_data,
+    of_metrics,
+    of_model,
+    of_registry,
+    of_signatures,
+    of_time,
+    of_version,
+    of_weights,
+    otherwise,
+    reader,
+    served,
+)
+from tasks.errors import EvidenceBroken, WrongInput
 from tasks.parts import vouched
 from tasks.posture import Record
-from tasks.posture.consistency import mismatches
+from tasks.posture.consistency import Read, mismatches
+from tasks.posture.console import count
 from tasks.posture.evidence import FILE, Evidence, chain, digest, parse, to_bytes
-from tasks.posture.signing import verified
-from tasks.prove import SIGNATURE
 from tasks.results import WARM, load_outcomes
-from tasks.track import (
-    EVIDENCE,
-    EVIDENCE_OF,
-    MODEL_FILES,
-    Version,
-    artifacts,
-    environment,
-    known_run,
-    load_bytes,
-    load_stored,
-    model_artifacts,
-    registered,
-)
+from tasks.track import EVIDENCE, Version, aliases, artifacts, known_run, load_bytes, load_stored, registered, runs_of
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,39 @@ class Verified:
     version: int
     evidences: int  # links of its chain that were read
     files: int  # artifacts that were hashed
-    signed: int  # links with a signature that holds
+    signed: int  # links with a signature; with a public key, those whose signature holds
     mismatches: tuple[str, ...]  # the first is the first thing that does not match
     notes: tuple[str, ...] = ()
+    chain: tuple[str, ...] = ()  # SHA-256 of each link, the newest first: kept elsewhere, it shows what was dropped
 
     @property
     def says(self) -> str:
         """The outcome in one line."""
-        looked = f"{self.evidences} links of evidence, {self.files} files" + (
+        if not self.evidences and not self.mismatches:
+            return f"version {self.version}: nothing to verify, it was never evaluated"
+        looked = f"{count(self.evidences, 'link')} of evidence, {count(self.files, 'file')}" + (
             f", {self.signed} signed" if self.signed else ""
         )
         return f"version {self.version}: {'DOES NOT MATCH' if self.mismatches else 'matches'} ({looked})"
+
+
+@dataclass
+class _Walk:
+    """One version's chain on the way."""
+
+    version: Version
+    records: list[Record] = field(default_factory=list)
+    links: list[Evidence] = field(default_factory=list)  # the newest first
+    shas: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    signed: int = 0
+
+    def verified(self) -> Verified:
+        """What came of it."""
+        files = sum(len(link.artifacts) for link in self.links)
+        told = tuple(dict.fromkeys(self.wrong)), tuple(dict.fromkeys(self.notes)), tuple(self.shas)
+        return Verified(self.version.number, len(self.links), files, self.signed, *told)
 
 
 @dataclass(frozen=True)
@@ -76,140 +99,146 @@ class Reproduced:
         return told + [f"  note: {note}" for note in self.notes]
 
 
-def verify_model(name: str, number: int | None = None, *, public_key: Path | None = None) -> list[Verified]:
+def verify_model(
+    name: str,
+    number: int | None = None,
+    *,
+    public_key: Path | None = None,
+    tell: Callable[[int], None] | None = None,
+) -> list[Verified]:
     """Every version of a registered model, or one: its chain of evidence, every file of it, its tags, its data.
 
-    With public_key each link must bear a signature of that key. Raises WrongInput for what is not registered.
+    With public_key the links must bear signatures of that key, from the first signed one on. What concerns several
+    versions is told of the one that shows it, and only where every version is looked at. tell is called with each
+    version before it is looked at. Raises WrongInput for what is not registered.
     """
-    known = [version for version in registered(name) if number in (None, version.number)]
+    there = registered(name)
+    known = [version for version in there if number in (None, version.number)]
     if not known:
         raise WrongInput(f"{name!r} has no version{f' {number}' if number else ''} in the registry.")
     data: dict[str, str] = {}
-    return [_verify_version(version, public_key, data) for version in known]
+    walks = []
+    for version in known:
+        if tell is not None:
+            tell(version.number)
+        walks.append(_walked(version, public_key, data))
+    held, runs = aliases(name), runs_of(name)
+    for walk in walks:
+        walk.wrong += _of_champion(walk, held) + _dropped(walk, runs)
+    if number is None:
+        _across(name, walks)
+    return [walk.verified() for walk in walks]
 
 
-def _verify_version(version: Version, public_key: Path | None, data: dict[str, str]) -> Verified:
-    head, records = version.tags.get(EVIDENCE), version.records()
+def _walked(version: Version, public_key: Path | None, data: dict[str, str]) -> _Walk:
+    """The version's chain, read link by link, and what does not match in it."""
+    walk = _Walk(version)
+    try:
+        walk.records = version.records()
+    except EvidenceBroken as broken:
+        walk.wrong.append(str(broken))
+    head = version.tags.get(EVIDENCE)
     if head is None:
-        lost = ("its record names evidence, but the tag that names the newest is gone.",) if records else ()
-        return Verified(version.number, 0, 0, 0, lost, () if records else ("it was never evaluated",))
-    wrong: list[str] = []
-    notes: list[str] = []
-    walked: set[str] = set()
-    links = files = signed = 0
+        if walk.records:
+            walk.wrong.append("its record names evidence, but the tag that names the newest is gone.")
+        return walk
+    model = served(version)
     try:
-        for evidence in chain(head, lambda wanted: _kept(version, wanted)):
-            raw = to_bytes(evidence)  # what chain() has read is in canonical form
-            record = next((r for r in records if r.evidence == digest(raw)), None)
-            read = _reader(evidence)
-            wrong += [f"run {evidence.run_id}: {said}" for said in mismatches(raw, digest(raw), read, record=record)]
-            signed += _signed(evidence, raw, public_key, wrong)
-            wrong += _of_weights(evidence)
-            walked.add(digest(raw))
-            links, files = links + 1, files + len(evidence.artifacts)
-            if links == 1:
-                wrong += _of_data(evidence, data, notes)
-                wrong += _of_registry(version, evidence, record)
-                notes += _otherwise(evidence)
+        for evidence in chain(head, lambda wanted: kept(version, wanted)):
+            walk.links.append(evidence)
+            walk.shas.append(digest(to_bytes(evidence)))
+            _look(walk, evidence, reader(evidence, model), public_key)
     except EvidenceBroken as broken:
-        wrong.append(str(broken))
-    for record in records:
-        if record.evidence not in walked and not wrong:
-            wrong.append(f"the record of run {record.run_id} names evidence {record.evidence!r}, which no link has.")
-    return Verified(version.number, links, files, signed, tuple(wrong), tuple(notes))
+        walk.wrong.append(str(broken))
+    if walk.links:
+        walk.wrong += of_data(walk.links[0], data, walk.notes)
+        walk.notes += otherwise(walk.links[0])
+    bear, hold = of_signatures(walk.links, public_key, walk.wrong, walk.notes)
+    walk.signed = bear if public_key is None else hold
+    for record in walk.records:
+        if record.evidence not in walk.shas and not walk.wrong:
+            told = f"the record of run {record.run_id} names evidence {record.evidence!r}, which no link has."
+            walk.wrong.append(told)
+    return walk
 
 
-def _kept(version: Version, wanted: str) -> Iterator[bytes]:
-    run_id = version.tags.get(f"{EVIDENCE_OF}{wanted[:16]}")
-    if run_id is not None and FILE in artifacts(run_id):
-        yield load_bytes(f"runs:/{run_id}/{FILE}")
+def _look(walk: _Walk, evidence: Evidence, read: Read, public_key: Path | None) -> None:
+    """Hold one link against its files, its record, its weights, and what tells of it."""
+    version, raw = walk.version, to_bytes(evidence)  # what chain() has read is in canonical form
+    record = next((r for r in walk.records if r.evidence == digest(raw)), None)
+    walk.wrong += [f"run {evidence.run_id}: {said}" for said in mismatches(raw, digest(raw), read, record=record)]
+    walk.wrong += of_version(version, evidence) + of_time(evidence) + of_weights(evidence)
+    walk.wrong += of_metrics(evidence) + of_appendices(version, evidence, public_key)
+    if len(walk.links) == 1:
+        walk.wrong += of_registry(version, evidence, record)
 
 
-def _reader(evidence: Evidence) -> Callable[[str], bytes]:
-    """What gives a file by its path in the run, or in the logged model where the path begins with `model:`."""
-
-    @cache
-    def served() -> dict[str, bytes]:
-        return model_artifacts(load_stored(evidence.run_id).model_uri)
-
-    def read(path: str) -> bytes:
-        if path.startswith(MODEL_FILES):
-            return served()[path.removeprefix(MODEL_FILES)]
-        return load_bytes(f"runs:/{evidence.run_id}/{path}")
-
-    return read
-
-
-def _signed(evidence: Evidence, raw: bytes, public_key: Path | None, wrong: list[str]) -> int:
-    """1 where the signature holds. What does not is added to `wrong`."""
-    if public_key is None:
-        return 0
-    if SIGNATURE not in artifacts(evidence.run_id):
-        wrong.append(f"run {evidence.run_id}: its evidence is not signed.")
-        return 0
-    try:
-        verified(raw, load_bytes(f"runs:/{evidence.run_id}/{SIGNATURE}"), public_key)
-    except EvidenceBroken as broken:
-        wrong.append(f"run {evidence.run_id}: {broken}")
-        return 0
-    return 1
-
-
-def _of_data(evidence: Evidence, known: dict[str, str], notes: list[str]) -> list[str]:
-    """Whether the dataset still is what was measured on. One that is not here is noted."""
-    from tasks.data import describe, load
-
-    name = evidence.data.name
-    if name not in known:
-        try:
-            known[name] = describe(name, load(vouched(name, "the evidence"))).digest
-        except RedoubtError as error:
-            known[name] = ""
-            notes.append(f"the data could not be looked at: {error}")
-    if known[name] in ("", evidence.data.digest):
+def _of_champion(walk: _Walk, held: Mapping[str, int]) -> list[str]:
+    """Whether the version, if it is champion, has newest evidence that says pass."""
+    if held.get("champion") != walk.version.number:
         return []
-    return [f"data {name!r} has digest {known[name]}, measured was on {evidence.data.digest}: it was changed."]
-
-
-def _of_weights(evidence: Evidence) -> list[str]:
-    """Whether the weights are those that were measured, wherever they are kept."""
-    try:
-        found = digest(load_bytes(evidence.weights.uri))
-    except Exception as error:  # each store raises its own; any of them means that the file is not there
-        return [f"run {evidence.run_id}: {evidence.weights.uri} cannot be read: {type(error).__name__}: {error}."]
-    if found.startswith(evidence.weights.digest):
+    if not walk.links:
+        return ["it is champion, but no evidence says that it passed: roll back, or measure it."]
+    outcome, passed = walk.links[0].verdict.outcome, any(link.verdict.outcome == "pass" for link in walk.links)
+    if outcome == "pass":
         return []
-    return [f"{evidence.weights.uri} hashes to {found[:16]}, measured was {evidence.weights.digest}: it was changed."]
+    before = "an older one says pass" if passed else "none says pass"
+    return [f"it is champion, but its newest evidence says {outcome}, {before}: roll back, or measure it again."]
 
 
-def _of_registry(version: Version, evidence: Evidence, record: Record | None) -> list[str]:
-    """Whether the version's tags say what its newest evidence says."""
-    said = {
-        "redoubt.verdict": evidence.verdict.outcome,
-        "redoubt.weights_digest": evidence.weights.digest,
-        "redoubt.data_digest": evidence.data.digest,
-        "redoubt.suite_digest": evidence.suite.digest,
-    }
-    if record is not None:
-        said["redoubt.clean_accuracy"] = f"{record.clean.value:.4f}"
-        said |= {f"redoubt.robust_accuracy.{threat.name}": f"{threat.robust.value:.4f}" for threat in record.threats}
-    return [
-        f"the tag {tag} says {version.tags.get(tag)!r}, its newest evidence {value!r}."
-        for tag, value in said.items()
-        if version.tags.get(tag) != value
+def _dropped(walk: _Walk, runs: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Evidence of the version that a run names, and no link of its chain is."""
+    number = str(walk.version.number)
+    lost = [
+        (run_id, tags["redoubt.evidence"])
+        for run_id, tags in runs.items()
+        if tags.get("redoubt.version") == number and tags.get("redoubt.evidence", "") not in ("", *walk.shas)
     ]
+    return [f"run {run_id} is evidence {sha}, which is in no chain: tags were set back." for run_id, sha in lost]
 
 
-def _otherwise(evidence: Evidence) -> list[str]:
-    """What is another here than where it was measured: no mismatch, but a reason why numbers may come out otherwise."""
-    from tasks.metrics.code import engine_code
+def _across(name: str, walks: Sequence[_Walk]) -> None:
+    """Hold the versions against one another, and the newest evidence of all against the model's own tags."""
+    chains = {walk.version.number: walk for walk in walks}
+    for walk in walks:
+        for link in walk.links:
+            champion = link.champion
+            other = chains.get(champion.version) if champion else None
+            if champion and champion.evidence and (other is None or champion.evidence not in other.shas):
+                told = f"its evidence was compared with version {champion.version} by evidence {champion.evidence}"
+                walk.wrong.append(f"run {link.run_id}: {told}, which is in no chain of that version.")
+        walk.notes += _uncompared(walk, walks)
+    newest = max((w for w in walks if w.links and w.links[0].complete), key=lambda w: w.links[0].moment, default=None)
+    if newest is None:
+        return
+    wrong, notes = of_model(name, newest.links[0])
+    newest.wrong += wrong
+    newest.notes += notes
 
-    notes = []
-    if evidence.code.digest != engine_code():
-        notes.append(f"measured by other code of Redoubt ({evidence.code.digest}; here it is {engine_code()})")
-    here = environment()
-    other = [f"{k} {evidence.environment[k]}" for k in here if evidence.environment.get(k, here[k]) != here[k]]
-    return notes + ([f"measured with {', '.join(other)}"] if other else [])
+
+def _uncompared(walk: _Walk, walks: Sequence[_Walk]) -> list[str]:
+    """A note where the version was first measured without a champion, although an older one had passed."""
+    first = walk.links[-1] if walk.links else None
+    if first is None or not first.complete or first.champion is not None:
+        return []
+    older = [w for w in walks if w.version.number < walk.version.number]
+    passed = [w.version.number for w in older if any(_passed_before(link, first) for link in w.links)]
+    told = f"it was compared with no champion, although version {max(passed, default=0)} had passed before"
+    return [told] if passed else []
+
+
+def _passed_before(link: Evidence, other: Evidence) -> bool:
+    return link.verdict.outcome == "pass" and link.moment <= other.moment
+
+
+def lost_heads(found: Sequence[Verified], heads: Sequence[str]) -> list[str]:
+    """A sentence for each digest of evidence, kept elsewhere, that is in no chain any more."""
+    there = [sha for each in found for sha in each.chain]
+    return [
+        f"evidence {head} is in no chain: it was dropped, and what is newer than it."
+        for head in heads
+        if not any(sha.startswith(head) for sha in there)
+    ]
 
 
 def reproduce_run(run_id: str) -> Reproduced:
@@ -247,7 +276,7 @@ def reproduce_run(run_id: str) -> Reproduced:
         before = load_outcomes(run_id, found.threat.name)
         other = before["fooled"].astype(bool) != found.fooled.numpy()
         differing[found.threat.name] = tuple(before["row"][np.flatnonzero(other)].tolist())
-    return Reproduced(run_id, differing, len(rows), tuple(_otherwise(evidence)))
+    return Reproduced(run_id, differing, len(rows), tuple(otherwise(evidence)))
 
 
 def evidence_of(run_id: str) -> Evidence:

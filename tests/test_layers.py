@@ -9,9 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VERBS = {
-    *("announce", "candidates", "decide", "doctor", "evaluate", "fetch", "gpu", "ledger", "plan", "promote", "prove"),
-    *("publish", "recall", "record", "replay", "reserve", "results", "shard", "track", "train", "validate", "verify"),
-    "workers",
+    *("announce", "audit", "candidates", "decide", "doctor", "evaluate", "fetch", "gpu", "ledger", "plan", "promote"),
+    *("prove", "publish", "recall", "record", "replay", "reserve", "results", "shard", "track", "train", "validate"),
+    *("verify", "workers"),
 }
 BASE = {"errors", "files", "home", "locks", "lookup", "parts", "redact", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself

@@ -11,7 +11,10 @@ import click
 from flows.exits import EXIT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tasks.metrics.transfer import Transfer
+    from tasks.verify import Verified
 
 
 @click.command()
@@ -22,22 +25,32 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A PEM file: every evidence must bear a signature of its key.",
 )
+@click.option(
+    "--head", "heads", multiple=True, metavar="SHA", help="Evidence that must be in a chain: keep them elsewhere."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, and nothing else.")
-def verify(name: str, number: int | None, public_key: Path | None, as_json: bool) -> None:
+def verify(name: str, number: int | None, public_key: Path | None, heads: tuple[str, ...], as_json: bool) -> None:
     """Recompute the evidence of NAME: every link of every version's chain, every file, the data, the store of cells.
 
-    Names the first thing that does not match. Exit code 1 where anything does not.
+    Names the first thing that does not match. Exit code 1 where anything does not. With a public key the links must
+    be signed by it, from a version's first signed one on. The newest digest of each chain is its head: a copy of it
+    elsewhere, given with --head, shows that newer evidence was dropped, which nothing in the store can show.
     """
     from flows.settle import settle
 
     settle()
     from tasks.evaluate import cells
-    from tasks.verify import verify_model
+    from tasks.verify import lost_heads, verify_model
 
-    found = verify_model(name, number, public_key=public_key)
-    broken = list(cells().problems())
+    def tell(version: int) -> None:
+        click.echo(f"looking at version {version} of {name} ...", err=True)
+
+    found = verify_model(name, number, public_key=public_key, tell=tell)
+    broken, lost = list(cells().problems()), lost_heads(found, heads)
     if as_json:
-        click.echo(json.dumps({"versions": [asdict(each) for each in found], "cells": broken}, indent=2))
+        newest = {each.version: each.chain[0] for each in found if each.chain}
+        told = {"versions": [asdict(each) for each in found], "heads": newest, "lost": lost, "cells": broken}
+        click.echo(json.dumps(told, indent=2))
     else:
         from tasks.posture.console import plain
 
@@ -47,10 +60,26 @@ def verify(name: str, number: int | None, public_key: Path | None, as_json: bool
                 click.echo(plain(f"  does not match: {mismatch}"))
             for note in each.notes:
                 click.echo(plain(f"  note: {note}"))
-        click.echo(f"Cells: {len(broken)} do not match." if broken else "Cells: all match.")
-        for problem in broken:
-            click.echo(f"  does not match: {problem}")
-    sys.exit(EXIT["fail"] if broken or any(each.mismatches for each in found) else 0)
+        for mismatch in lost:
+            click.echo(plain(f"does not match: {mismatch}"))
+        _tell_of_cells(broken)
+        _tell_of_signatures(found, checked=public_key is not None)
+    sys.exit(EXIT["fail"] if broken or lost or any(each.mismatches for each in found) else 0)
+
+
+def _tell_of_cells(broken: "Sequence[str]") -> None:
+    whole = "every file is whole; whether it is true, `redoubt reproduce RUN` measures again."
+    click.echo(f"Cells: {len(broken)} do not match." if broken else f"Cells: {whole}")
+    for problem in broken:
+        click.echo(f"  does not match: {problem}")
+
+
+def _tell_of_signatures(found: "Sequence[Verified]", *, checked: bool) -> None:
+    links, signed = sum(each.evidences for each in found), sum(each.signed for each in found)
+    if links and not signed:
+        click.echo("Unsigned: whoever can write to the store can rewrite all of this.")
+    elif signed and not checked:
+        click.echo("Signatures were not checked, so they tell nothing: give --public-key.")
 
 
 @click.command()

@@ -113,6 +113,7 @@ class _Verdict(_Part):
 
 class _Decision(_Part):
     verdict: _Verdict
+    champion: dict[str, JsonValue] | None = None
     policy: dict[str, JsonValue]
 
 
@@ -190,6 +191,9 @@ def _of_report(evidence: Evidence, report: _Report, held: Mapping[str, _Part]) -
             ("reasons", reasons, evidence.verdict.reasons),
             *_each("policy", decision.policy, evidence.config.get("policy")),
         ]
+        if evidence.complete:
+            compared = evidence.champion.model_dump() if evidence.champion else {}
+            facts = [*facts, *_each("champion", decision.champion or {}, compared)]
         yield from _differences(f"{_place(evidence)}verdict.json", facts, "the evidence")
     for name, threat_digest in evidence.threats.items():
         table, threat = held.get(_table_path(evidence, name)), of_threats.get(threat_digest)

@@ -72,6 +72,24 @@ class VerdictFacts(BaseModel, frozen=True, extra="forbid"):
     reasons: tuple[str, ...] = Field(min_length=1)
 
 
+class ChampionFacts(BaseModel, frozen=True, extra="forbid"):
+    """What a version was compared with."""
+
+    version: int = Field(ge=1)
+    evidence: str = Field("", pattern="^([0-9a-f]{64})?$", description="SHA-256 of its newest evidence; empty for none")
+    weights_digest: Digest
+
+
+class FindingFacts(BaseModel, frozen=True, extra="forbid"):
+    """How a finding stood after the evaluation."""
+
+    state: str
+    digest: Sha256 = Field(description="of what only an evaluation may change")
+
+
+LATER = ("written_at", "champion", "recalled", "ledger", "corpora")  # fields that older evidence does not have
+
+
 class Evidence(BaseModel, frozen=True, extra="forbid"):
     """Everything that one verdict rests on, by digest. Its file's SHA-256 stands on the version as a tag."""
 
@@ -98,6 +116,23 @@ class Evidence(BaseModel, frozen=True, extra="forbid"):
         default_factory=dict, description="name of the threat model: digest of the stored examples that it began at"
     )
     previous: str = Field("", pattern="^([0-9a-f]{64})?$", description="SHA-256 of the version's evidence before")
+    written_at: str = Field("", description="ISO 8601; made_at is when the oldest number in it was measured")
+    champion: ChampionFacts | None = Field(None, description="what it was compared with; null where with none")
+    recalled: tuple[str, ...] = Field((), description="threat models whose whole result came from the store of cells")
+    ledger: dict[str, FindingFacts] = Field(default_factory=dict, description="each finding of the model afterwards")
+    corpora: dict[str, Sha256] = Field(
+        default_factory=dict, description="of the registered model's tags on its stored examples, afterwards"
+    )
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has the fields that older evidence lacks: of such a one a champion of null says that none was."""
+        return set(LATER) <= self.model_fields_set
+
+    @property
+    def moment(self) -> datetime:
+        """When it was written; of older evidence, when it was measured."""
+        return datetime.fromisoformat(self.written_at or self.made_at)
 
     @model_validator(mode="after")
     def _has_outcomes_for_each_threat(self) -> Self:
@@ -111,7 +146,8 @@ def to_bytes(evidence: Evidence) -> bytes:
 
     Raises WrongInput for what JSON cannot hold, e.g. a NaN in the config.
     """
-    values = evidence.model_dump(mode="python")
+    absent = {name for name in LATER if name not in evidence.model_fields_set}
+    values = evidence.model_dump(mode="python", exclude=absent)
     try:
         text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()

@@ -1,8 +1,10 @@
 """The comparison with the champion: not worse by more than the policy tolerates, on the same samples."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, Field
 
 from tasks.metrics import RobustnessReport, mcnemar, paired_loss
 from tasks.verdicts.checks import Check, Outcome
@@ -10,6 +12,19 @@ from tasks.verdicts.policy import Policy
 from tasks.verdicts.trust import believed, trust_in_clean, trust_under
 
 CLOCKS_DIFFER = timedelta(days=1)  # a timestamp further ahead than this is a wrong one
+
+
+class Champion(BaseModel, frozen=True, extra="forbid"):
+    """The version that others are compared with, and what is known of it on the same samples."""
+
+    version: int = Field(ge=1)
+    evidence: str = Field("", description="SHA-256 of its newest evidence; empty where it has none")
+    report: RobustnessReport
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What evidence says of it."""
+        return {"version": self.version, "evidence": self.evidence, "weights_digest": self.report.weights_digest}
 
 
 def why_unusable(champion: RobustnessReport, *, max_age_days: float, now: datetime | None = None) -> str | None:

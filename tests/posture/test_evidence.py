@@ -18,6 +18,8 @@ from tasks.metrics import RobustnessReport, Share, Sign, Soundness, ThreatReport
 from tasks.posture import Record, ThreatRecord
 from tasks.posture.consistency import mismatches
 from tasks.posture.evidence import (
+    LATER,
+    ChampionFacts,
     CodeFacts,
     DataFacts,
     Evidence,
@@ -274,6 +276,40 @@ def test_mismatches_come_in_the_order_evidence_artifacts_contents(kept):
     read = {**kept.files, "weights/model.safetensors": b"other"}.__getitem__
     found = list(mismatches(to_bytes(forged), digest(to_bytes(kept.evidence)), read))
     assert [said.split(" ")[0] for said in found] == ["the", "weights/model.safetensors", "report.json:"]
+
+
+# --- fields that older evidence does not have ---
+
+
+def test_evidence_from_before_the_later_fields_reads_as_it_was_written(kept):
+    raw = to_bytes(kept.evidence)
+    assert not any(name.encode() in raw for name in LATER)
+    assert to_bytes(parse(raw)) == raw
+    assert not parse(raw).complete
+
+
+def test_evidence_without_a_champion_says_so_and_is_not_taken_for_older(kept):
+    later = {"written_at": AT, "champion": None, "recalled": (), "ledger": {}, "corpora": {}}
+    raw = to_bytes(kept.evidence.model_copy(update=later))
+    assert b'"champion":null' in raw
+    assert parse(raw).complete
+    assert parse(raw).champion is None
+
+
+def test_a_champion_that_verdict_and_evidence_name_otherwise_is_found(kept):
+    champion = ChampionFacts(version=2, evidence="a" * 64, weights_digest="b" * 16)
+    later = {"written_at": AT, "recalled": (), "ledger": {}, "corpora": {}}
+
+    def put(values):
+        values["champion"] = champion.model_dump()
+
+    assert kept.rewritten("verdict.json", put, champion=champion, **later).found() == []
+    found = kept.rewritten("verdict.json", put, champion=None, **later).found()
+    assert "verdict.json: champion.version 2, but the evidence says None." in found
+    other = champion.model_copy(update={"version": 1})
+    assert kept.rewritten("verdict.json", put, champion=other, **later).found() == [
+        "verdict.json: champion.version 2, but the evidence says 1."
+    ]
 
 
 # --- evidence that was edited ---
