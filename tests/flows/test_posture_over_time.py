@@ -190,6 +190,18 @@ def test_one_flipped_byte_is_found_and_named(story, home, capsys, path):
     assert call(capsys, "verify", NAME, "--version", "2")[0] == 0
 
 
+@pytest.mark.parametrize("path", ["report.html", "story.json"])
+def test_a_page_or_story_that_was_rewritten_is_found(story, home, path):
+    file = artifact(path, story.run_id)
+    raw = file.read_bytes()
+    file.write_bytes(raw.replace(b"fail", b"pass"))
+    try:
+        said = [one for each in verify_model(NAME) for one in each.mismatches]
+    finally:
+        file.write_bytes(raw)
+    assert any(path in one and "the file was changed" in one for one in said)
+
+
 def test_a_flipped_byte_in_the_served_graph_and_in_the_store_of_cells_is_found(story, home, capsys):
     graph = next((home / "mlflow").rglob("*.pt2"))
     stored = next((home / "cells").rglob("*.safetensors"))
