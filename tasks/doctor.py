@@ -89,10 +89,13 @@ def prefect_headers() -> dict[str, str]:
 
 
 def require_prefect(url: str) -> None:
-    """Return if Prefect's server answers and lets us in. Raises StoreUnreachable that says what to set."""
+    """Return if Prefect's server answers and lets us in. Raises StoreUnreachable that says what to set.
+
+    One that is busy has half a minute, one that is not there none.
+    """
     server = prefect_at(url)
     try:
-        status = server.ask(server.probe, headers=prefect_headers()).status
+        status = servers.patiently(server, server.probe, headers=prefect_headers()).status
     except OSError as error:
         raise StoreUnreachable(
             f"no Prefect server answers at {server.shown} ({getattr(error, 'reason', None) or error}). Start it, "

@@ -16,6 +16,7 @@ from typing import Any
 from tasks.health.finding import Finding, failed, fine, skipped, warned
 
 TIMEOUT = 5.0  # seconds that a server has for one answer
+TRIES = 6  # before a run gives a busy server up
 SLOW, WRONG = 5.0, 60.0  # seconds between two clocks: above the first warn, above the second fail
 
 
@@ -85,6 +86,17 @@ def without_password(url: str) -> str:
 def basic(words: str) -> dict[str, str]:
     """The header that says who calls; words are user:password, none where they are empty."""
     return {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"} if words else {}
+
+
+def patiently(server: Server, path: str, *, headers: Mapping[str, str]) -> Answer:
+    """What it says; one that is slow to answer is asked again. Raises OSError, at once where none is there."""
+    for _ in range(TRIES - 1):
+        try:
+            return server.ask(path, headers=headers)
+        except OSError as error:
+            if not isinstance(getattr(error, "reason", error), TimeoutError):
+                raise
+    return server.ask(path, headers=headers)
 
 
 def reachable(server: Server) -> Finding:

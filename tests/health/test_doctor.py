@@ -323,6 +323,32 @@ def test_a_wrong_password_for_prefect_names_what_to_set_and_not_the_password(mon
         require_prefect(url)
 
 
+def test_a_busy_prefect_is_waited_for_and_an_absent_one_is_not(monkeypatch):
+    monkeypatch.setattr(servers, "TIMEOUT", 0.5)
+    asked: list[float] = []
+
+    class Busy(Spoken):
+        def answer(self) -> None:
+            asked.append(time.monotonic())
+            if len(asked) < 3:
+                time.sleep(1)
+            super().answer()
+
+        do_GET = answer
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    server.handle_error = lambda *who: None  # the first two callers are gone when it answers
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    require_prefect(f"http://127.0.0.1:{server.server_port}/api")
+    server.shutdown()
+    server.server_close()
+    assert len(asked) == 3
+    began = time.monotonic()
+    with pytest.raises(StoreUnreachable, match="no Prefect server answers"):
+        require_prefect("http://127.0.0.1:9/api")
+    assert time.monotonic() - began < 2
+
+
 def test_the_embedded_store_is_really_written_and_left_as_it_was(home):
     before = sorted(home.rglob("*"))
     write_and_delete()
