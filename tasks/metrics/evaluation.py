@@ -56,11 +56,11 @@ def evaluate(
     """
     check_pairs(model, x, config.critical_pairs)
     started = time.perf_counter()
-    results, reports = [], []
+    results, reports, recalled = [], [], list[str]()
     weights = identity(weights_digest, model_code)
     under = partial(evaluate_threat, model, x, y, config, store=store, weights=weights, progress=progress)
     for threat in config.threats:
-        outcomes, report = under(threat, warm=warm.get(threat.name) if warm else None)
+        outcomes, report = under(threat, warm=warm.get(threat.name) if warm else None, recalled=recalled)
         results.append(outcomes)
         reports.append(report)
     device = next((p.device.type for p in model.parameters()), "cpu")
@@ -79,6 +79,7 @@ def evaluate(
         correct=packed(results[0].clean_correct),
         measured_at=min(report.measured_at for report in reports),
         warm=tensor_digest(*warm.values()) if warm else "",
+        recalled=tuple(recalled),
         device=device,
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         seconds=time.perf_counter() - started,
@@ -101,10 +102,12 @@ def evaluate_threat(
     weights: str = "",
     warm: Tensor | None = None,
     progress: bool = False,
+    recalled: list[str] | None = None,
 ) -> tuple[Outcomes, ThreatReport]:
     """Each sample's outcome under one threat model, and the report of it; from the store where it is there.
 
-    weights is what identity() gives; without it nothing is stored. warm [N, ...] are inputs to begin at.
+    weights is what identity() gives; without it nothing is stored. warm [N, ...] are inputs to begin at. Where it came
+    whole from the store, the threat model's name is added to `recalled`.
     """
     suite = config.resolved_suite()
     store = store if weights else None
@@ -113,7 +116,13 @@ def evaluate_threat(
         return run(progress=progress)
     facts = _facts(model, x, y, config, weights)
     facts |= {"threat": threat.digest, "warm": "" if warm is None else tensor_digest(warm)}
-    return store.once(facts, partial(run, progress=progress), save=_entry, load=partial(_loaded, threat, suite))
+
+    def load(entry: Entry) -> tuple[Outcomes, ThreatReport]:
+        if recalled is not None:
+            recalled.append(threat.name)
+        return _loaded(threat, suite, entry)
+
+    return store.once(facts, partial(run, progress=progress), save=_entry, load=load)
 
 
 def _facts(model: nn.Module, x: Tensor, y: Tensor, config: EvaluationConfig, weights: str) -> dict[str, object]:

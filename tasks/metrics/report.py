@@ -118,6 +118,7 @@ class RobustnessReport(BaseModel, frozen=True, extra="forbid"):
     correct: str = ""
     measured_at: str = Field("", description="when the oldest of its numbers was measured: ISO 8601, UTC")
     warm: str = Field("", description="digest of the examples that the attacks began at; empty for a cold start")
+    recalled: tuple[str, ...] = Field((), description="threat models whose whole result came from the store of cells")
     device: str
     versions: dict[str, str]
     seconds: float

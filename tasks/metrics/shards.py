@@ -93,7 +93,7 @@ class Shards:
 
     def _held(self, unit: Unit, store: CellStore) -> list[Path] | None:
         """The unit's files in the store; None where one is missing."""
-        looking = _Looking(store.folder)
+        looking = _Looking(store.folder, secret=store.secret)
         try:
             self._put(unit, looking)
         except _Absent:
@@ -108,8 +108,8 @@ class _Absent(BaseException):
 class _Looking(CellStore):
     """A store that never computes: it raises _Absent instead."""
 
-    def __init__(self, folder: Path | str) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path | str, *, secret: bytes) -> None:
+        super().__init__(folder, secret=secret)
         self.found: list[Path] = []
 
     def once(

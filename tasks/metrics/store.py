@@ -1,6 +1,7 @@
 """CellStore: results by what they follow from, so that none is computed twice."""
 
 import hashlib
+import hmac
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ Facts = Mapping[str, Any]
 SUFFIX, BROKEN = ".safetensors", ".broken"
 BLANK = "0" * 64  # where the digest will stand while the file is digested
 SEAL = re.compile(rb'"digest":"([0-9a-f]{64})"')  # inside a JSON string its quotes would be escaped
+MARK = re.compile(rb'"mark":"([0-9a-f]{64})"')  # of whoever holds the secret; zeros where there was none
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,12 @@ class CellStore:
     """Entries in a folder, one file each, under the digest of the facts that they follow from.
 
     The folder is made by the first put(). Each file holds a SHA-256 of all its bytes; get() and problems() check it.
-    Several processes may share the folder.
+    Several processes may share the folder. Whoever can write there can write such a file: with a secret, files are
+    marked by it (HMAC), and only those that bear this mark are taken; all others are computed anew and replaced.
     """
 
-    def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: Path | str, *, secret: bytes = b"") -> None:
+        self.folder, self.secret = Path(folder), secret
 
     def __len__(self) -> int:
         return len(self._files())
@@ -96,6 +99,9 @@ class CellStore:
             entry, stored = _opened(raw)
             if stored != _canonical(facts):
                 raise EvidenceBroken("it is the result of something else")
+            if self.secret and not hmac.compare_digest(_marked(raw), _mark(raw, self.secret)):
+                log.info("the stored result %s does not bear the mark of our key: it is computed anew.", path)
+                return None
         except EvidenceBroken as error:
             log.warning("the stored result %s is broken: %s. It is set aside and computed anew.", path, error)
             with suppress(OSError):
@@ -105,18 +111,19 @@ class CellStore:
 
     def put(self, facts: Facts, entry: Entry) -> None:
         """Store the entry, in one move. Where the disk is full or may not be written, a warning is all."""
-        self._write(self.path(facts), _sealed(facts, entry))
+        self._write(self.path(facts), _sealed(facts, entry, self.secret))
 
     def adopt(self, raw: bytes, *, like: Facts) -> None:
         """Keep an entry as another store has sealed it.
 
         Raises EvidenceBroken unless its digest fits every byte and its facts fit those, where both name one.
         """
-        facts = json.loads(_opened(raw)[1])
+        entry, stored = _opened(raw)
+        facts = json.loads(stored)
         for name, ours in like.items():
             if facts.get(name, ours) != ours:
                 raise EvidenceBroken(f"its {name} is {facts[name]!r}, ours is {ours!r}")
-        self._write(self.path(facts), raw)
+        self._write(self.path(facts), _sealed(facts, entry, self.secret) if self.secret else raw)
 
     def sealed(self) -> dict[str, bytes]:
         """Every entry as adopt() takes it, by the name of its file."""
@@ -194,11 +201,18 @@ def _canonical(facts: Facts) -> str:
     return json.dumps(facts, sort_keys=True, allow_nan=False)
 
 
-def _sealed(facts: Facts, entry: Entry) -> bytearray:
-    """The entry as a safetensors file that names its facts and the digest of all its bytes, those digits as zeros."""
+def _sealed(facts: Facts, entry: Entry, secret: bytes = b"") -> bytearray:
+    """The entry as a safetensors file that names its facts and the digest of all its bytes, those digits as zeros.
+
+    With a secret its mark stands there too, before the digest is taken.
+    """
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in entry.tensors.items()}
-    metadata = {"facts": _canonical(facts), "values": json.dumps(entry.values), "digest": BLANK}
+    metadata = {"facts": _canonical(facts), "values": json.dumps(entry.values), "digest": BLANK, "mark": BLANK}
     raw = bytearray(safetensors.torch.save(tensors, metadata))
+    if secret:
+        marked = MARK.search(_header(raw))
+        assert marked is not None
+        raw[8 + marked.start(1) : 8 + marked.end(1)] = _mark(raw, secret)
     place = SEAL.search(_header(raw))
     assert place is not None
     start, end = 8 + place.start(1), 8 + place.end(1)
@@ -219,6 +233,22 @@ def _opened(raw: bytes) -> tuple[Entry, str]:
         raise EvidenceBroken("its content does not match its digest")
     metadata = json.loads(_header(raw))["__metadata__"]
     return Entry(safetensors.torch.load(raw), json.loads(metadata["values"])), metadata["facts"]
+
+
+def _mark(raw: bytes | bytearray, secret: bytes) -> bytes:
+    """64 hex digits that only who holds the secret can make of these bytes, digest and mark taken as zeros."""
+    blank = bytearray(raw)
+    for pattern in (SEAL, MARK):
+        place = pattern.search(_header(raw))
+        if place is not None:
+            blank[8 + place.start(1) : 8 + place.end(1)] = BLANK.encode()
+    return hmac.new(secret, blank, hashlib.sha256).hexdigest().encode()
+
+
+def _marked(raw: bytes) -> bytes:
+    """The mark that the file bears; empty for one from before there were marks."""
+    place = MARK.search(_header(raw))
+    return place[1] if place else b""
 
 
 def _header(raw: bytes | bytearray) -> bytes:

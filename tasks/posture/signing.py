@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
+    NoEncryption,
+    PrivateFormat,
     PublicFormat,
     load_pem_private_key,
     load_pem_public_key,
@@ -63,6 +65,13 @@ def sign(raw: bytes, key_file: Path) -> bytes:
     public = key.public_key()
     text = base64.b64encode(made).decode()
     return Signature(algorithm=_algorithm(public), key=_key_id(public), signature=text).to_bytes()
+
+
+def secret_of(key_file: Path) -> bytes:
+    """32 bytes that follow from the private key and do not give it away. Raises WrongInput as sign() does."""
+    key = _private_key(key_file)
+    raw = key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    return hashlib.sha256(b"redoubt: mark of stored results\n" + raw).digest()
 
 
 def verified(raw: bytes, signature: bytes, public_key_file: Path) -> None:

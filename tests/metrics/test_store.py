@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ import tasks.metrics.curve
 import tasks.metrics.engine
 import tasks.metrics.outcomes
 import tasks.metrics.report
+import tasks.metrics.store as store_module
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite, suites
 from tasks.attacks.code import attack_code, code_digest
 from tasks.metrics import CellStore, EvaluationConfig, Outcomes, engine_code, evaluate, measure, security_curve
@@ -566,3 +568,39 @@ def test_many_writers_and_readers_of_one_cell_leave_one_valid_entry(store):
     assert all(entry is not None and torch.equal(entry.tensors["x"], big.tensors["x"]) for entry in found)
     assert [path.name for path in store.folder.iterdir()] == [store.path(FACTS).name]
     assert list(store.problems()) == []
+
+
+def test_with_a_secret_only_what_its_holder_has_stored_is_taken(tmp_path):
+    entry = Entry({"x": torch.arange(3.0)}, {"a": "mark\\"})
+    plain, ours, theirs = (CellStore(tmp_path, secret=secret) for secret in (b"", b"ours", b"theirs"))
+    for forger in (plain, theirs):
+        forger.put(FACTS, entry)
+        assert ours.get(FACTS) is None
+        assert plain.get(FACTS) is not None
+    ours.put(FACTS, entry)
+    assert torch.equal(ours.get(FACTS).tensors["x"], entry.tensors["x"])
+    assert plain.get(FACTS) is not None
+    assert theirs.get(FACTS) is None
+    assert list(plain.problems()) == []
+
+
+def test_a_marked_file_that_was_changed_and_sealed_again_is_not_taken(tmp_path):
+    ours = CellStore(tmp_path, secret=b"ours")
+    ours.put(FACTS, Entry({"x": torch.arange(3.0)}, {"robust": 0.1}))
+    mark = store_module.MARK.search(ours.path(FACTS).read_bytes())[1]
+    forged = store_module._sealed(FACTS, Entry({"x": torch.arange(3.0)}, {"robust": 0.9}))
+    place = store_module.MARK.search(forged)
+    forged[place.start(1) : place.end(1)] = mark
+    seal = store_module.SEAL.search(forged)
+    forged[seal.start(1) : seal.end(1)] = store_module.BLANK.encode()
+    forged[seal.start(1) : seal.end(1)] = hashlib.sha256(forged).hexdigest().encode()
+    ours.path(FACTS).write_bytes(forged)
+    assert CellStore(tmp_path).get(FACTS).values == {"robust": 0.9}  # whole, for who holds no secret
+    assert ours.get(FACTS) is None
+
+
+def test_a_report_says_which_threat_models_came_whole_from_the_store(model, samples, store):
+    known = {"store": store, "weights_digest": "w"}
+    first, _ = evaluate(model, *samples, EvaluationConfig(threats=(LINF,), suite="quick"), **known)
+    second, _ = evaluate(model, *samples, EvaluationConfig(threats=(L2, LINF), suite="quick"), **known)
+    assert (first.recalled, second.recalled) == ((), (LINF.name,))
