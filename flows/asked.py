@@ -12,6 +12,7 @@ from tasks.fetch import version_named
 from tasks.lookup import REGISTERED
 from tasks.parts import named
 from tasks.posture import Record
+from tasks.posture.changes import measured_at
 from tasks.recall import asked_of, expected_facts, expected_key
 from tasks.track import Version, aliases, registered
 
@@ -73,7 +74,7 @@ def _last_time(model: str) -> dict[str, Any] | None:
 
 def _newest(version: Version) -> Record | None:
     """The newest record of a version, or else of its model; None where nothing was measured."""
-    return max(_records(version), key=lambda record: record.measured_at, default=None)
+    return max(_records(version), key=measured_at, default=None)
 
 
 def _records(version: Version) -> list[Record]:
@@ -88,7 +89,7 @@ def usual(version: Version) -> Record | None:
     """
     records = _records(version)
     rest = [record for record in records if record.suite.partition("+")[0] != WEEKLY] or records
-    return max(rest, key=lambda record: record.measured_at, default=None)
+    return max(rest, key=measured_at, default=None)
 
 
 def _name_of(model: str) -> str:
@@ -156,7 +157,7 @@ def standing(version: Version, config: EvaluateConfig, data: Data) -> Record | N
         for record in version.records()
         if record.policy == config.policy.digest and all(getattr(record, fact) == wanted[fact] for fact in wanted)
     ]
-    return max(found, key=lambda record: record.measured_at, default=None)
+    return max(found, key=measured_at, default=None)
 
 
 def already(version: Version, config: EvaluateConfig) -> Record | None:

@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
 from tasks.lookup import REGISTERED
 from tasks.parts import vouched
+from tasks.posture.changes import measured_at
 from tasks.track import (
     STORED,
     WEIGHTS,
@@ -26,6 +27,7 @@ from tasks.track import (
     log_bytes,
     model_facts,
     open_stage,
+    own_source,
     registered,
     set_tags,
 )
@@ -193,10 +195,19 @@ def _ours(version: Version) -> "StoredModel | None":
 
 
 def _kept(version: Version) -> "StoredModel | None":
-    """The version as its newest evaluation kept it, where that holds its weights; None otherwise."""
-    newest = max(version.records(), key=lambda record: record.measured_at, default=None)
+    """The version as its newest evaluation kept it, where that holds its weights; None otherwise.
+
+    Raises EvidenceBroken where the version serves another model now.
+    """
+    newest = max(version.records(), key=measured_at, default=None)
     stored = load_stored(newest.run_id) if newest else None
-    return _vouched(stored) if stored and newest and stored.weights.startswith("runs:/") else None
+    if stored is not None and stored.model_uri != own_source(version):
+        raise EvidenceBroken(
+            f"models:/{version.name}/{version.number} serves {version.source!r}, but "
+            f"{stored.model_uri or 'a model from elsewhere'} was evaluated: the registry was changed. Register what "
+            "you trust as a new version."
+        )
+    return _vouched(stored) if stored and stored.weights.startswith("runs:/") else None
 
 
 def _vouched(stored: "StoredModel") -> "StoredModel":
@@ -219,7 +230,7 @@ def _foreign(version: Version, run_id: str, shape: Sequence[int]) -> "StoredMode
         pickled = pickle_in(folder)
         if pickled is not None:
             made = _unpickled(pickled, where, f"version-{version.number}", run_id, shape)
-            return made.model_copy(update={"model_uri": _logged(version)})
+            return made.model_copy(update={"model_uri": own_source(version)})
         try:
             kind, raw = bytes_in(folder)
         except ModelRejected as refused:
@@ -239,11 +250,6 @@ def _foreign(version: Version, run_id: str, shape: Sequence[int]) -> "StoredMode
         weights=uri,
         digest=digest_of(raw),
         run_id=version.run_id,
-        model_uri=_logged(version),
+        model_uri=own_source(version),
         kind=kind,
     )
-
-
-def _logged(version: Version) -> str:
-    """The logged model of a version; empty where it was registered from something else."""
-    return version.source if version.source.startswith("models:/m-") else ""

@@ -12,10 +12,11 @@ from tasks.ledger import FINDING
 from tasks.lookup import did_you_mean
 from tasks.parts import vouched
 from tasks.posture import Record, key_of
+from tasks.posture.changes import measured_at
 from tasks.posture.compare import Measured
 from tasks.posture.finding import Finding
 from tasks.posture.history import History
-from tasks.results import ASKED, VERDICT, load_adversarial, load_json, load_outcomes
+from tasks.results import ASKED, PAGE, VERDICT, load_adversarial, load_json, load_outcomes
 from tasks.track import Version, artifacts, children, model_facts, names, parent_of, registered, run_tags
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def known_of(name: str) -> Known:
 
 def newest_record(version: Version) -> Record:
     """The newest measurement of a version. Raises WrongInput where there is none."""
-    record = max(version.records(), key=lambda record: record.measured_at, default=None)
+    record = max(version.records(), key=measured_at, default=None)
     if record is None:
         where = f"models:/{version.name}/{version.number}"
         raise WrongInput(f"{where} was never evaluated. Write: redoubt evaluate {where} --dataset D --eps 0.03")
@@ -107,7 +108,7 @@ def newest_measured(known: Known, number: int | None = None) -> Record:
         return newest_record(known.version(number))
     if not known.records:
         return newest_record(known.versions[-1])
-    return max(known.records, key=lambda record: record.measured_at)
+    return max(known.records, key=measured_at)
 
 
 def patience_of(known: Known) -> float | None:
@@ -144,9 +145,11 @@ def expected_facts(data: "Data", config: "EvaluationConfig") -> dict[str, object
 
 def to_compare(known: Known, first: int, second: int) -> tuple[Measured, Measured]:
     """Two versions as they were measured alike most lately; else as each was measured last, to be refused."""
+    if first == second:
+        raise WrongInput(f"both are version {first} of {known.name!r}: there is nothing to compare. Name two versions.")
     a, b = known.version(first), known.version(second)
     pairs = [(r, s) for r in a.records() for s in b.records() if r.key == s.key]
-    record = max(pairs, key=lambda pair: min(r.measured_at for r in pair), default=None)
+    record = max(pairs, key=lambda pair: min(map(measured_at, pair)), default=None)
     mine, theirs = record or (newest_record(a), newest_record(b))
     return _measured(mine), _measured(theirs)
 
@@ -175,6 +178,16 @@ def decided(run: str) -> tuple[str, dict[str, Any]]:
     raise WrongInput(f"run {run!r} holds no verdict. Name the run of an evaluation, or models:/NAME/3.")
 
 
+def compared(kept: Mapping[str, Any]) -> str:
+    """With which champion a verdict compared the version, in words; empty where it was kept before that was written."""
+    if "champion" not in kept:
+        return ""
+    champion = kept["champion"]
+    if champion is None:
+        return "Compared with no champion: there was none then, or none that is older."
+    return f"Compared with version {champion['version']}, the champion then (weights {champion['weights_digest'][:8]})."
+
+
 def record_of(run_id: str) -> Record | None:
     """The record that a version bears for this run; None where a newer one took its place, or of no version."""
     tags = run_tags(run_id)
@@ -187,8 +200,8 @@ def record_of(run_id: str) -> Record | None:
 def page_of(run_id: str) -> tuple[str, str] | None:
     """The run and the path of the HTML report on an evaluation; None where none was kept."""
     for run in (run_id, parent_of(run_id)):
-        if run and "report.html" in artifacts(run):
-            return run, "report.html"
+        if run and PAGE in artifacts(run):
+            return run, PAGE
     return None
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 REPORT, VERDICT, ASKED, REPLAY = "report.json", "verdict.json", "evaluation.json", "replay.json"
 WARM = "warm"  # the folder of the examples that a warm start began at
 CARD, BOM = "model-card.md", "ml-bom.json"
+PAGE, STORY = "report.html", "story.json"
 COLUMNS = ("row", "y", "clean_correct", "fooled", "fooled_by", "prediction")
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.posture import Record
+from tasks.posture.changes import measured_at
 from tasks.track.store import client
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 RECORD = "redoubt.record."  # one tag for each group of comparable measurements, on the version
 EVIDENCE = "redoubt.evidence"  # the SHA-256 of the version's newest evidence
+APPENDIX_OF = "redoubt.appendix."  # likewise: the SHA-256 of the appendix on what tells of this evidence
+PAGE_OF = "redoubt.page."  # likewise: the run that keeps the page, a colon, the SHA-256 of the appendix there
 EVIDENCE_OF = "redoubt.evidence."  # with sixteen digits of a SHA-256: the run that keeps this evidence
 
 
@@ -35,12 +39,28 @@ class Version:
 
     def _record(self, key: str, value: str) -> Record:
         try:
-            return Record.model_validate_json(value)
+            found = Record.model_validate_json(value)
         except ValidationError as error:
             raise EvidenceBroken(
                 f"the tag {key} on version {self.number} of {self.name!r} is no record: it was changed, or written by "
                 f"another version of Redoubt. Measure it again: redoubt reattack, after the tag was deleted."
             ) from error
+        if (found.name, found.version) != (self.name, self.number):
+            raise EvidenceBroken(
+                f"the tag {key} on version {self.number} of {self.name!r} is the record of version {found.version} of "
+                f"{found.name!r}: it was copied. Delete the tag, and measure this version itself: redoubt reattack."
+            )
+        if measured_at(found) > datetime.now(UTC) + timedelta(days=1):
+            raise EvidenceBroken(
+                f"the tag {key} on version {self.number} of {self.name!r} says that it was measured in the future "
+                f"({found.measured_at}): it was changed, or a clock is wrong. Delete the tag, and measure it again."
+            )
+        return found
+
+
+def own_source(version: Version) -> str:
+    """The URI of the logged model that the version serves; empty where what it serves is no logged model."""
+    return version.source if version.source.startswith("models:/m-") else ""
 
 
 def register(name: str, stored: "StoredModel", tags: Mapping[str, str]) -> int:

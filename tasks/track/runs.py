@@ -215,6 +215,23 @@ def run_tags(run_id: str) -> dict[str, str]:
     return dict(client().get_run(run_id).data.tags)
 
 
+def run_metrics(run_id: str) -> dict[str, float]:
+    """The newest value of each metric of a run."""
+    return dict(client().get_run(run_id).data.metrics)
+
+
+def runs_of(name: str) -> dict[str, dict[str, str]]:
+    """The tags of every run that evaluated a version of the registered model, by the run's id."""
+    store, found, token = client(), dict[str, dict[str, str]](), None
+    experiments = [experiment.experiment_id for experiment in store.search_experiments()]
+    while True:
+        page = store.search_runs(experiments, f"tags.`redoubt.model` = '{name}'", page_token=token)
+        found |= {run.info.run_id: dict(run.data.tags) for run in page}
+        token = page.token
+        if not token:
+            return found
+
+
 def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:
     """The paths of every file that the run keeps below the folder."""
     found: list[str] = []
