@@ -51,8 +51,8 @@ def evaluate_robustness(
         rows = choose_rows(len(y), config.samples, config.seed)
         corpora = _stored(name, data, config, model) if split == "test" else {}
         with _anew() if again else nullcontext(cells()) as store:
-            if not corpora:
-                fill(store, Work(model=model, data=data, config=config, split=split), network, x[rows], y[rows])
+            work = Work(model=model, data=data, config=config, split=split)
+            new = fill(store, work, network, x[rows], y[rows]) if not corpora else frozenset()
             with gpu_slot(device_under(network)):
                 report, outcomes = evaluate(
                     network,
@@ -69,6 +69,7 @@ def evaluate_robustness(
                     warm=begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed),
                     progress=True,
                 )
+        report = report.model_copy(update={"recalled": tuple(name for name in report.recalled if name not in new)})
         if corpora:  # what two versions may have in common: the corpus, not the examples that each begins at
             told = "".join(corpus.digest for corpus in corpora.values())
             report = report.model_copy(update={"warm": hashlib.sha256(told.encode()).hexdigest()[:16]})

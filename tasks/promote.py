@@ -1,11 +1,12 @@
 """Register a version, and move the alias champion if and only if the verdict is pass."""
 
+import logging
 from datetime import UTC, datetime
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.ledger import write_findings
+from tasks.ledger import LOOKING, write_findings
 from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
 from tasks.posture.findings import crowned
@@ -25,6 +26,12 @@ def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Ve
             move_champion(name, number)
         else:
             set_alias(name, "challenger", number)
+    suite = report.threats[0].suite
+    if verdict.outcome == "pass" and suite.partition("+")[0] in LOOKING:
+        told = "version %d of %r becomes champion by a pass under suite %r, which is there to look, not to decide"
+        logging.getLogger("redoubt").warning(
+            f"{told}; measure it: redoubt reattack %s --suite standard", number, name, suite, name
+        )
     return number
 
 

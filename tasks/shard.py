@@ -45,21 +45,24 @@ def attack_unit(work: Work, unit: Unit, needed: list[bytes]) -> list[bytes]:
             return shards.compute(unit, needed)
 
 
-def fill(store: CellStore, work: Work, network: "nn.Module", x: "Tensor", y: "Tensor") -> None:
+def fill(store: CellStore, work: Work, network: "nn.Module", x: "Tensor", y: "Tensor") -> frozenset[str]:
     """Put what workers compute of the evaluation into the store; nothing where REDOUBT_WORKERS names none.
 
-    Whatever fails there is missing here, and nothing else: the evaluation computes it itself.
+    The names of the threat models that the store did not hold in whole before. Whatever fails there is missing here,
+    and nothing else: the evaluation computes it itself.
     """
     words = workers()
     if not words:
-        return
+        return frozenset()
     shards = Shards(network, x, y, work.config, weights=identity(work.model.digest, code_of(network)))
+    new = frozenset(work.config.threats[unit.threat].name for unit in shards.missing(shards.waves()[1], store))
     for _ in range(TRIES):
         if len(shards.missing([unit for wave in shards.waves() for unit in wave], store)) < 2:
-            return
+            break
         with task_runner(words) as runner:
             if hand_out(runner, work, shards, store):
-                return
+                break
+    return new
 
 
 def hand_out(runner: "TaskRunner[Any]", work: Work, shards: Shards, store: CellStore) -> bool:

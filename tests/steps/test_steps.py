@@ -86,7 +86,7 @@ def test_numbers_measured_on_select_bear_that_name(model, data, run_id):
     assert "clean_accuracy" not in metrics
 
 
-def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_id):
+def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_id, caplog):
     report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
     passed = decide.fn(model, report, LENIENT)
     failed = decide.fn(model, report, Policy(floor=0.99))
@@ -94,6 +94,7 @@ def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_
     assert promote.fn("m", model, report, failed) == 1
     assert aliases("m") == {"challenger": 1}
     assert promote.fn("m", model, report, passed) == 2
+    assert "by a pass under suite 'quick', which is there to look, not to decide" in caplog.text
     assert promote.fn("m", model, report, failed) == 3
     assert aliases("m") == {"challenger": 3, "champion": 2}
     assert promote.fn("m", model, report, passed) == 4
@@ -118,12 +119,12 @@ def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model
     promote.fn("m", model, report, verdict)
     asked = {"evaluation": EVALUATION.model_dump(mode="json"), "policy": LENIENT.model_dump(mode="json")}
     record.fn("m", 1, model, data, report, verdict, asked, run_id=run_id)
-    assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id) == report
+    assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id).report == report
     stronger = EVALUATION.model_copy(update={"suite": "standard"})
-    fresh = champion_report.fn("m", data, stronger, max_age_days=30, run_id=run_id)
+    fresh = champion_report.fn("m", data, stronger, max_age_days=30, run_id=run_id).report
     assert fresh.threats[0].suite_digest == stronger.resolved_suite().digest != report.threats[0].suite_digest
     assert fresh.weights_digest == report.weights_digest
-    old = champion_report.fn("m", data, EVALUATION, max_age_days=1e-9, run_id=run_id)
+    old = champion_report.fn("m", data, EVALUATION, max_age_days=1e-9, run_id=run_id).report
     assert old.measured_at >= report.measured_at
     assert old.stage == "champion-1"  # and not the report that was kept
     assert old.threats[0].standing == report.threats[0].standing
