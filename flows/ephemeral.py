@@ -10,11 +10,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from tasks.errors import StoreUnreachable
+from tasks.errors import StoreUnreachable, WrongInput
 from tasks.home import folder
 from tasks.reserve import TEMPORARY
 
-PATIENCE = 120.0  # seconds until a server that does not answer is given up
+PATIENCE = "REDOUBT_PREFECT_PATIENCE"  # the environment variable: seconds until a server that is silent is given up
+USUAL = 120.0
+SOON = 5.0  # seconds of waiting after which a person is told what for
 DRAIN = 0.5  # seconds that the server is left alone at the end: it writes task runs every second
 
 
@@ -88,14 +90,35 @@ def _hand_over() -> None:
 
 
 def _wait(url: str, server: "subprocess.Popen[bytes]", log: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
+    began, patience, told = time.monotonic(), _patience(), False
+    while (waited := time.monotonic() - began) < patience and server.poll() is None:
         try:
             urllib.request.urlopen(f"{url}/health", timeout=2).close()
             return
         except OSError:
             time.sleep(0.1)
-    raise StoreUnreachable(f"Prefect's temporary server did not start; its last words are in {log}.")
+        if waited > SOON and not told:
+            sys.stderr.write("starting Prefect ...\n")
+            told = True
+    words, by_hand = f"its last words are in {log}", "start one (prefect server start) and set PREFECT_API_URL to it"
+    if server.poll() is not None:
+        ended = f"Prefect's temporary server ended by itself with code {server.returncode}"
+        raise StoreUnreachable(f"{ended}; {words}. Run the command again, or {by_hand}.")
+    raise StoreUnreachable(
+        f"Prefect's temporary server did not answer within {patience:g} s, though its process lives; {words}. On "
+        f"a slow machine give it longer, e.g. {PATIENCE}={2 * patience:g}, or {by_hand}."
+    )
+
+
+def _patience() -> float:
+    """Seconds. Raises WrongInput for what is no positive number."""
+    given = os.environ.get(PATIENCE) or str(USUAL)
+    try:
+        if 0 < float(given) < float("inf"):
+            return float(given)
+    except ValueError:
+        pass
+    raise WrongInput(f"{PATIENCE}={given!r} is no number of seconds. Write e.g. {PATIENCE}=300.")
 
 
 def _free_port() -> int:
