@@ -76,7 +76,7 @@ def report(name: str, card: bool, bom: bool) -> None:
     from tasks.posture.console import plain
     from tasks.posture.history import History
     from tasks.posture.terminal import render_explain, render_history
-    from tasks.recall import known_of, newest_measured, page_of
+    from tasks.recall import compared, known_of, newest_measured, page_of
     from tasks.results import BOM, CARD, VERDICT, load_json
     from tasks.track import load_bytes
 
@@ -90,7 +90,7 @@ def report(name: str, card: bool, bom: bool) -> None:
     only = History.of(bare, [record], known.aliases, [record.version])
     click.echo(render_history(only, **_screen()), nl=False)
     kept = load_json(record.run_id, VERDICT)
-    click.echo(render_explain(kept["verdict"], kept["policy"], record, **_screen()), nl=False)
+    click.echo(render_explain(kept["verdict"], kept["policy"], record, compared=compared(kept), **_screen()), nl=False)
     page = page_of(record.run_id)
     if page:
         from tasks.posture.paper import held
@@ -109,13 +109,16 @@ def explain(run: str, as_json: bool) -> None:
     """
     _settled()
     from tasks.posture.terminal import render_explain
-    from tasks.recall import decided, record_of
+    from tasks.recall import compared, decided, record_of
 
     run_id, kept = decided(run)
     if as_json:
         click.echo(json.dumps({"run_id": run_id, **kept}, indent=2))
     else:
-        click.echo(render_explain(kept["verdict"], kept["policy"], record_of(run_id), **_screen()), nl=False)
+        click.echo(
+            render_explain(kept["verdict"], kept["policy"], record_of(run_id), compared=compared(kept), **_screen()),
+            nl=False,
+        )
 
 
 @click.command()

@@ -17,6 +17,7 @@ from tasks.posture.console import plain
 COLOURS = {"pass": "bold green", "fail": "bold red", "cannot tell": "bold yellow"}
 DOUBTS: dict[Belief, str] = {"void": "red", "not checked": "yellow", "answered": ""}
 BAR = 10
+NARROW = 100  # columns below which there is no room for bars
 
 
 def render_summary(story: Story, *, width: int = 100, color: bool = True) -> str:
@@ -29,7 +30,8 @@ def render_summary(story: Story, *, width: int = 100, color: bool = True) -> str
     table.add_column("verdict")
     for chapter in story.chapters:
         outcome = chapter.verdict.outcome
-        cells = [_cell(chapter.report.clean), *(_robust(threat) for threat in chapter.report.threats)]
+        bar = BAR if width >= NARROW else 0
+        cells = [_cell(chapter.report.clean, bar), *(_robust(threat, bar) for threat in chapter.report.threats)]
         table.add_row(Text(plain(_name(chapter))), *cells, Text(outcome, style=COLOURS[outcome]))
     parts: list[object] = ["", table, ""]
     for chapter in story.chapters:
@@ -82,14 +84,18 @@ def _name(chapter: Chapter) -> str:
     return chapter.stage if chapter.version is None else f"{chapter.stage}, v{chapter.version}"
 
 
-def _cell(share: Share) -> Text:
-    full = round(share.value * BAR)
-    bar = Text("█" * full, style="cyan") + Text("░" * (BAR - full), style="bright_black")
-    return Text(f"{share.value:6.1%}  ") + bar + Text(f"\n[{share.lo:.1%}, {share.hi:.1%}]", style="dim")
+def _cell(share: Share, size: int) -> Text:
+    full = round(share.value * size)
+    bar = Text("█" * full, style="cyan") + Text("░" * (size - full), style="bright_black")
+    return (
+        Text(f"{share.value:6.1%}  " if size else f"{share.value:.1%}")
+        + bar
+        + Text(f"\n[{share.lo:.1%}, {share.hi:.1%}]", style="dim")
+    )
 
 
-def _robust(threat: ThreatReport) -> Text:
-    cell = _cell(threat.robust)
+def _robust(threat: ThreatReport, size: int) -> Text:
+    cell = _cell(threat.robust, size)
     return cell + Text("\nvoid", style="bold red") if belief(threat) == "void" else cell
 
 

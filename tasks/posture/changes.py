@@ -182,8 +182,24 @@ def _verdict(before: Record, after: Record) -> Change:
     was = f"version {before.version}" if before.version != after.version else "an earlier measurement"
     says = f"The verdict on version {after.version} is {after.verdict}, that on {was} was {before.verdict}"
     if before.policy and after.policy and before.policy != after.policy:
-        says += f", under another policy ({before.policy[:8]}, then {after.policy[:8]})"
+        says += f", under another policy ({policies(before, after)})"
     return _change("verdict changed", after, before, "", says=f"{says}: {after.reason.rstrip('.')}.")
+
+
+def floors(record: Record) -> str:
+    """The floors of the policy, in words."""
+    asked = {threat.label: threat.floor for threat in record.threats}
+    if len(set(asked.values())) == 1:
+        return f"floor {next(iter(asked.values())):g}"
+    return f"floors {', '.join(f'{floor:g} under {label}' for label, floor in asked.items())}"
+
+
+def policies(before: Record, after: Record) -> str:
+    """What the two policies ask for, in words; by their digests where it is not the floors that differ."""
+    then, now = floors(before), floors(after)
+    if then != now:
+        return f"{then}, then {now}"
+    return f"{now} in both, other numbers differ: {before.policy[:8]}, then {after.policy[:8]}"
 
 
 def _incomparable(groups: Sequence[Sequence[Record]]) -> Iterator[Change]:

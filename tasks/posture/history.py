@@ -10,10 +10,10 @@ from unicodedata import normalize
 from pydantic import BaseModel, Field
 
 from tasks.errors import WrongInput
-from tasks.posture.changes import Change, Kind, across_versions, measured_at, same_version
+from tasks.posture.changes import Change, Kind, across_versions, floors, measured_at, same_version
 from tasks.posture.mending import catch_up, first_time
 from tasks.posture.record import Record, ThreatRecord
-from tasks.posture.sentences import ranges, sentences
+from tasks.posture.sentences import numbered, sentences
 
 FORMULA = tuple("=+-@\t\r\n'")  # a spreadsheet takes a cell that begins so for a formula; ' hides itself
 
@@ -89,7 +89,7 @@ class History(BaseModel, frozen=True, extra="forbid"):
             registered=tuple(sorted(set(registered))),
             groups=groups,
             changes=tuple(sorted([*steps, *again], key=lambda change: change.version)),
-            notes=tuple(_notes(groups, ordered, registered)),
+            notes=(*_doubted(aliases.get("champion"), ordered), *_notes(groups, ordered, registered)),
         )
 
     @property
@@ -213,22 +213,34 @@ def _grouped(ordered: Sequence[Record]) -> tuple[Group, ...]:
     )
 
 
+def _doubted(champion: int | None, ordered: Sequence[Record]) -> list[str]:
+    """A note where the champion's newest verdict is no pass, or where it has none."""
+    if champion is None:
+        return []
+    newest = next((record for record in reversed(ordered) if record.version == champion), None)
+    if newest is None:
+        return [f"Version {champion} is champion, but was never measured."]
+    told = f"Version {champion} is champion, but its newest verdict is {newest.verdict}, not pass."
+    return [] if newest.verdict == "pass" else [told]
+
+
 def _notes(groups: Sequence[Group], ordered: Sequence[Record], registered: Sequence[int]) -> list[str]:
     """What may matter beside the facts that are equal within the main group."""
     if not groups:
         return []
     records = groups[0].records
     notes = _uneven("Redoubt's own code", {record.version: record.code[:12] for record in records})
-    notes += _uneven("The verdicts' policy", {r.version: r.policy[:8] for r in records if r.policy})
+    asked = {r.version: f"{floors(r)} ({r.policy[:8]})" for r in records if r.policy}
+    notes += _uneven("The verdicts' policy", asked)
     for package in sorted({package for record in records for package in record.environment}):
         notes += _uneven(package, {record.version: record.environment.get(package, "unknown") for record in records})
     gone = {record.version for record in ordered} - set(registered)
     if gone:
-        notes.append(f"No longer in the registry: versions {ranges(gone)}.")
+        notes.append(f"No longer in the registry: {numbered(gone)}.")
     counts = [sum(r.version == record.version and r.key == groups[0].key for r in ordered) for record in records]
     often = [record.version for record, count in zip(records, counts, strict=True) if count > 1]
     if often:
-        notes.append(f"Measured more than once under this suite, of which the newest counts: versions {ranges(often)}.")
+        notes.append(f"Measured more than once under this suite, of which the newest counts: {numbered(often)}.")
     return notes
 
 
@@ -239,5 +251,5 @@ def _uneven(what: str, values: Mapping[int, str]) -> list[str]:
         held.setdefault(value, []).append(version)
     if len(held) < 2:
         return []
-    told = "; ".join(f"{value} for versions {ranges(versions)}" for value, versions in held.items())
+    told = "; ".join(f"{value} for {numbered(versions)}" for value, versions in held.items())
     return [f"{what} is not the same in all measurements, which may matter: {told}."]

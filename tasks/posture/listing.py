@@ -28,7 +28,8 @@ class Listed:
     def versions(self) -> str:
         """Those between which it is known."""
         first, last = self.finding.first_version, self.finding.last_version
-        return f"version {first}" if first == last else f"versions {first} to {last}"
+        known = f"version {first}" if first == last else f"versions {first} to {last}"
+        return f"{known}; {self.finding.state} as of version {last}"
 
     @property
     def ends(self) -> str:

@@ -228,7 +228,9 @@ def _notes(old: Record, new: Record) -> tuple[str, ...]:
     if old.confidence != new.confidence:
         notes.append(f"The records' intervals are of {old.confidence:.0%} and of {new.confidence:.0%} confidence.")
     if measured_at(new) < measured_at(old):
-        notes.append("The one that is called later here was measured first.")
+        notes.append(
+            f"Version {new.version}, which is called the later here, was measured before version {old.version}."
+        )
     return tuple(notes)
 
 

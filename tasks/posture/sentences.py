@@ -1,6 +1,6 @@
 """Changes as people read them: many of a kind become one sentence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from shlex import quote
 from typing import get_args
 
@@ -58,6 +58,11 @@ def _within_chance(quiet: Sequence[Change], name: str) -> list[tuple[int, Kind, 
     older = sum(change.version < newest for change in quiet)
     moves = "other move between earlier versions" if older == 1 else "other moves between earlier versions"
     return [*found, (0, "within chance", f"{older} {moves} stayed within chance.")] if older else found
+
+
+def numbered(versions: Collection[int]) -> str:
+    """Versions for people: version 3, or versions 1 to 3, 5, 6."""
+    return f"version{'s' * (len(versions) != 1)} {ranges(versions)}"
 
 
 def ranges(versions: Iterable[int]) -> str:

@@ -159,12 +159,14 @@ def render_explain(
     policy: Mapping[str, Any],
     record: Record | None,
     *,
+    compared: str = "",
     width: int = 100,
     color: bool = True,
 ) -> str:
     """Why a verdict is what it is: each check, the decisive ones first, then what to do next and the policy.
 
-    verdict and policy are the values of a Verdict and of a Policy. Raises WrongInput where the verdict has no checks.
+    verdict and policy are the values of a Verdict and of a Policy; compared says what it was compared with. Raises
+    WrongInput where the verdict has no checks.
     """
     outcome, checks = str(verdict.get("outcome", "")), list(verdict.get("checks", ()))
     if outcome not in VERDICTS or not checks:
@@ -177,9 +179,13 @@ def render_explain(
     for check in sorted(checks, key=lambda check: ORDER.get(check["outcome"], 0)):
         style = VERDICTS.get(check["outcome"], "")
         name, reason = plain(check["name"]), plain(check["reason"])
+        under = name.partition(" under ")[2]
+        reason = reason.removesuffix(f" under {under}") if under else reason  # which the name has said
         told = Text(reason) if reason.startswith(name) else Text(f"{name}: {reason}")
         table.add_row(Text(check["outcome"], style=style), told)
     parts += [table, ""]
+    if compared:
+        parts += [Text(plain(compared)), ""]
     next_steps = advice(checks, record)
     parts += [Text("What to do next", style="bold")] if next_steps else []
     todo = Table.grid(padding=(0, 1, 0, 0))

@@ -193,7 +193,7 @@ def test_what_else_differs_is_noted():
     same = measured(1, [1] * 40, weights_digest="w")
     other = measured(2, [1] * 40, weights_digest="w", code="new", environment={"torch": "2.14.0"}, measured_at=day(1))
     notes = compare(measured(1, [1] * 40, weights_digest="w", measured_at=day(2)), other).notes
-    assert [note.split()[0] for note in notes] == ["The", "Redoubt's", "python", "torch", "The"]
+    assert [note.split()[0] for note in notes] == ["The", "Redoubt's", "python", "torch", "Version"]
     assert "The weights are the same" in notes[0]
     assert "(2.13.0, then 2.14.0)" in notes[3]
     assert compare(same, measured(2, [1] * 40)).notes == ()

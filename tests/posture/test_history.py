@@ -209,19 +209,34 @@ def test_what_differs_within_a_group_is_noted():
         registered=[2, 3],
     )
     torch = (
-        "torch is not the same in all measurements, which may matter: 2.12.0 for versions 1; 2.13.0 for versions 2, 3."
+        "torch is not the same in all measurements, which may matter: 2.12.0 for version 1; 2.13.0 for versions 2, 3."
     )
     assert torch in found.notes
     assert any(note.startswith("Redoubt's own code is not the same") for note in found.notes)
-    assert "No longer in the registry: versions 1." in found.notes
-    assert any("Measured more than once" in note and note.endswith("versions 3.") for note in found.notes)
+    assert "No longer in the registry: version 1." in found.notes
+    assert any("Measured more than once" in note and note.endswith("version 3.") for note in found.notes)
     assert not any("python" in note for note in found.notes)
 
 
 def test_a_verdict_that_another_policy_gave_says_so():
     found = history(record(1, 700, policy="a" * 16), record(2, 700, verdict="fail", policy="b" * 16))
     (change,) = found.changes
-    assert "under another policy (aaaaaaaa, then bbbbbbbb)" in change.says
+    assert "under another policy (floor 0.5 in both, other numbers differ: aaaaaaaa, then bbbbbbbb)" in change.says
+    strict, mild = threat(700, floor=0.4), threat(700, floor=0.01)
+    found = history(record(1, strict, policy="a" * 16), record(2, mild, verdict="fail", policy="b" * 16))
+    (change,) = found.changes
+    assert "under another policy (floor 0.4, then floor 0.01)" in change.says
+    (note,) = (note for note in found.notes if note.startswith("The verdicts' policy"))
+    assert note.endswith("floor 0.4 (aaaaaaaa) for version 1; floor 0.01 (bbbbbbbb) for version 2.")
+
+
+def test_a_champion_that_did_not_pass_or_was_never_measured_is_told():
+    failed = history(record(1, 700), record(2, 700, verdict="fail"), aliases={"champion": 2})
+    assert "Version 2 is champion, but its newest verdict is fail, not pass." in failed.notes
+    again = record(2, 700, verdict="pass", measured_at=day(30), run_id="again")
+    assert history(record(2, 700, verdict="fail"), again, aliases={"champion": 2}).notes[0].startswith("Measured more")
+    never = history(record(1, 700), aliases={"champion": 2}, registered=[1, 2])
+    assert "Version 2 is champion, but was never measured." in never.notes
 
 
 def test_many_changes_of_a_kind_become_one_sentence():
