@@ -38,7 +38,12 @@ class Work(BaseModel, frozen=True, extra="forbid"):
 
 @task(name="attack-unit", task_run_name="attack-{unit}", cache_policy=NO_CACHE, persist_result=False)
 def attack_unit(work: Work, unit: Unit, needed: list[bytes]) -> list[bytes]:
-    """What the unit adds to a store, sealed. Model and samples are loaded once in a process."""
+    """What the unit adds to a store, sealed."""
+    return attack_here(work, unit, needed)  # a task's own body travels by value, without the lock and what is loaded
+
+
+def attack_here(work: Work, unit: Unit, needed: list[bytes]) -> list[bytes]:
+    """What attack_unit() returns, in this process. Model and samples are loaded once."""
     with _TURN, alone():
         shards = _shards(work.model_dump_json())
         with gpu_slot(device_under(shards.model)):

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
 WORKERS = "REDOUBT_WORKERS"
-WORDS = re.compile(r"(?:(?P<kind>threads|dask|ray)(?::(?P<local>\d+)|=(?P<address>\S+))?|(?P<processes>\d+))")
+WORDS = re.compile(
+    r"(?P<processes>\d+)|threads:(?P<threads>\d+)|(?P<kind>dask|ray)(?::(?P<local>\d+)|=(?P<address>\S+))?"
+)
 PATIENCE = 5.0  # seconds until a cluster that does not answer is given up
 _ALONE = ContextVar("alone", default=False)  # whether this is itself work that was shared out
 
@@ -40,12 +42,12 @@ def alone() -> Iterator[None]:
 def check_workers(words: str) -> None:
     """Raise WrongInput for words that name no workers, a package that is missing, an address where nobody answers."""
     found = WORDS.fullmatch(words)
-    if found is None or "0" in (found["processes"], found["local"]) or words == "threads":
+    if found is None or "0" in found.groups():
         raise WrongInput(
             f"workers {words!r}: write a number of processes (4), dask or ray for a cluster on this machine (dask:4), "
             "or a cluster's address: dask=tcp://host:8786, ray=ray://host:10001."
         )
-    if found["kind"] in ("dask", "ray") and find_spec(f"prefect_{found['kind']}") is None:
+    if found["kind"] and find_spec(f"prefect_{found['kind']}") is None:
         raise WrongInput(f"workers {words!r} need a package that is missing. Install redoubt[{found['kind']}].")
     if found["address"]:
         _answers(found["kind"], found["address"])
@@ -60,7 +62,10 @@ def task_runner(words: str) -> "TaskRunner[Any]":
     check_workers(words)
     found = WORDS.fullmatch(words)
     assert found is not None
-    many, address = int(found["processes"] or found["local"] or os.cpu_count() or 1), found["address"]
+    many, address = (
+        int(found["processes"] or found["threads"] or found["local"] or os.cpu_count() or 1),
+        found["address"],
+    )
     if found["kind"] == "dask":
         from prefect_dask.task_runners import DaskTaskRunner
 
@@ -75,7 +80,7 @@ def task_runner(words: str) -> "TaskRunner[Any]":
         return ray
     from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-    return ThreadPoolTaskRunner(many) if found["kind"] == "threads" else ProcessPoolTaskRunner(many)
+    return ThreadPoolTaskRunner(many) if found["threads"] else ProcessPoolTaskRunner(many)
 
 
 def _answers(kind: str, address: str) -> None:

@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import safetensors.torch
@@ -29,7 +30,7 @@ def fit_together(
     Each takes its equal share of every batch, so that the weights are those of one process but for rounding where the
     loss draws nothing and no layer looks at the whole batch. Model and defence are built in each by their names.
     Where a process dies, all go on from the last checkpoint. Raises WrongInput for more processes than there are GPUs,
-    and RuntimeError with what the first one that failed said.
+    ValueError as fit() does, and RuntimeError with what the first process that failed said.
     """
     many, device = config.nproc_per_node, device_of(config.device)
     if device.type == "mps" or (device.type == "cuda" and many > torch.cuda.device_count()):
@@ -53,18 +54,20 @@ def fit_together(
         safetensors.torch.save_file({k: v.contiguous() for k, v in samples.items()}, place / "samples")
         safetensors.torch.save_file(_state(model), place / "before")
         try:
-            told = elastic_launch(launch, _member)(config.model_dump_json(), folder, checkpoint and str(checkpoint))
+            told = elastic_launch(launch, _member)(config.model_dump_json(), folder, str(checkpoint or ""))
         except ChildFailedError as failed:
             _, first = failed.get_first_failure()
             raise RuntimeError(f"training in {many} processes broke: {first.message}") from failed
+        if isinstance(told[0], str):
+            raise ValueError(told[0])
         model.load_state_dict(safetensors.torch.load_file(place / "after"))
     model.cpu().eval()
     return [Epoch(**row) for row in told[0]]
 
 
 @record
-def _member(words: str, folder: str, checkpoint: str | None) -> list[dict[str, float]]:
-    """One process's part, between the files in the folder; every epoch's figures."""
+def _member(words: str, folder: str, checkpoint: str) -> list[dict[str, Any]] | str:
+    """One process's part, between the files in the folder; every epoch's figures, or what all say of a broken loss."""
     config = TrainingConfig.model_validate_json(words)
     cuda = device_of(config.device).type == "cuda"
     distributed.init_process_group("nccl" if cuda else "gloo")
@@ -76,12 +79,17 @@ def _member(words: str, folder: str, checkpoint: str | None) -> list[dict[str, f
     samples = safetensors.torch.load_file(place / "samples")
     train, select = (samples["x"], samples["y"]), (samples["select x"], samples["select y"])
     loss = lookup("defence", config.defence, DEFENCES)
-    history = fit(model, train, select, loss, config, checkpoint=Path(checkpoint) if checkpoint else None, team=team)
-    if team.leads:
-        safetensors.torch.save_file(_state(model), place / "after")
+    path = Path(checkpoint) if checkpoint else None
+    told: list[dict[str, Any]] | str
+    try:
+        told = [vars(epoch) for epoch in fit(model, train, select, loss, config, checkpoint=path, team=team)]
+        if team.leads:
+            safetensors.torch.save_file(_state(model), place / "after")
+    except ValueError as error:  # every process has the same loss, and starting again would not mend it
+        told = str(error)
     team.wait()
     distributed.destroy_process_group()
-    return [vars(epoch) for epoch in history]
+    return told
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:

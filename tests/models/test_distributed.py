@@ -16,6 +16,7 @@ from tasks.models import TrainingConfig, build, fit
 from tasks.models.distributed import fit_together
 from tasks.models.team import ALONE, Team
 
+pytestmark = pytest.mark.timeout(900)
 CONFIG = TrainingConfig(
     model="two-kinds-mlp",
     threat=ThreatModel(norm="linf", eps=0.1),
@@ -95,13 +96,13 @@ def test_two_processes_end_with_the_weights_of_one():
 
 @pytest.mark.nightly
 def test_adversarial_training_in_two_processes_hardens_as_in_one():
-    config = CONFIG.model_copy(update={"defence": "adversarial", "epochs": 4, "batch_size": 64})
-    train = two_kinds_of_feature("train", n=1024)
+    config = CONFIG.model_copy(update={"defence": "adversarial", "epochs": 6, "batch_size": 64})
+    train = two_kinds_of_feature("train", n=4096)
     one, two = build(config.model), build(config.model)
-    alone = fit(one, train, SELECT, adversarial, config)[-1].select_loss
-    before = fit_together(two, train, SELECT, config)
-    assert before[-1].select_loss == pytest.approx(alone, rel=0.15)
-    assert before[-1].select_loss < 0.5 * before[0].select_loss or before[-1].select_loss < 0.3
+    alone = fit(one, train, SELECT, adversarial, config)[-1]
+    together = fit_together(two, train, SELECT, config)[-1]
+    assert together.select_loss == pytest.approx(alone.select_loss, rel=0.15)
+    assert together.select_loss < 0.4  # a model that says nothing has 0.69
 
 
 @pytest.mark.nightly
@@ -121,5 +122,5 @@ def test_a_process_that_is_killed_costs_no_finished_epoch_and_no_bit(tmp_path, m
 @pytest.mark.nightly
 def test_a_loss_that_is_no_number_stops_all_processes_with_advice():
     config = CONFIG.model_copy(update={"defence": f"{__name__}:no_number"})
-    with pytest.raises(RuntimeError, match="Lower lr"):
+    with pytest.raises(ValueError, match="Lower lr"):
         fit_together(build(CONFIG.model), TRAIN, SELECT, config)
