@@ -49,7 +49,7 @@ def serve(*, watch_every: int | None, limit: int, port: int) -> None:
 
 def work(pool: str, *, limit: int, stop: threading.Event) -> None:
     """Run what the pool is given, at most so many runs at the same time, until stop is set."""
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--limit", str(limit)]
+    command = [sys.executable, "-m", "flows", "worker", "--pool", pool, "--limit", str(limit)]
     with _child(command, "worker", {"PYTHONPATH": os.pathsep.join([search_path(), os.getcwd()])}) as worker:
         click.echo("Working. Ctrl-C ends it.")
         while not stop.wait(0.5):
