@@ -174,7 +174,7 @@ def _look(walk: _Walk, evidence: Evidence, read: Read, public_key: Path | None) 
 
 
 def _of_champion(walk: _Walk, held: Mapping[str, int]) -> list[str]:
-    """Whether the version, if it is champion, has newest evidence that says pass."""
+    """Whether the version, if it is champion, has evidence that says pass. A note where its newest does not."""
     if held.get("champion") != walk.version.number:
         return []
     if not walk.links:
@@ -182,8 +182,11 @@ def _of_champion(walk: _Walk, held: Mapping[str, int]) -> list[str]:
     outcome, passed = walk.links[0].verdict.outcome, any(link.verdict.outcome == "pass" for link in walk.links)
     if outcome == "pass":
         return []
-    before = "an older one says pass" if passed else "none says pass"
-    return [f"it is champion, but its newest evidence says {outcome}, {before}: roll back, or measure it again."]
+    told = f"it is champion, but its newest evidence says {outcome}"
+    if passed:  # nothing was changed: another attack has found more since
+        walk.notes.append(f"{told}, an older one says pass: harden it, or roll back.")
+        return []
+    return [f"{told}, none says pass: roll back, or measure it again."]
 
 
 def _dropped(walk: _Walk, runs: Mapping[str, Mapping[str, str]]) -> list[str]:
