@@ -33,7 +33,7 @@ def redoubt(home: Path, *words: str, before: tuple[str, ...] = (), **more: str) 
     """The command, run to its end."""
     command = [*before, *COMMAND, *words]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment(home, **more), timeout=900, check=False
+        command, capture_output=True, text=True, cwd=ROOT, env=environment(home, **more), timeout=1800, check=False
     )
 
 
@@ -46,7 +46,7 @@ class Running:
     said: threading.Condition = field(default_factory=threading.Condition)
     reader: threading.Thread | None = None
 
-    def until(self, words: str, seconds: float = 300) -> None:
+    def until(self, words: str, seconds: float = 1800) -> None:
         """Wait for a line that holds the words. Raises AssertionError where it ends or is silent before."""
         with self.said:
             there = self.said.wait_for(lambda: self.heard(words) or self.process.poll() is not None, timeout=seconds)
@@ -63,7 +63,7 @@ class Running:
         self.process.kill()
         self.finish()
 
-    def finish(self, seconds: float = 600) -> int:
+    def finish(self, seconds: float = 1800) -> int:
         """Its exit code."""
         code = self.process.wait(seconds)
         assert self.reader is not None
