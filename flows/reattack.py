@@ -53,12 +53,12 @@ def reattack_all(suite: str | None = None, again: bool = True) -> list[Reattacke
     found: list[Reattacked] = []
     for name in names():
         try:
-            plan, versions = plan_of(name), _live(name)
-            configs = {version: how(version, plan, suite=suite) for version in versions}
+            plan = plan_of(name)
+            asked = [(version, how(version, plan, suite=suite)) for version in _live(name)]
         except Exception as error:  # of whatever kind: the other models are still to be attacked
             found += [broken(name, 0, error)]
             continue
-        found += [measured(version, config, again=again) for version, config in configs.items() if config]
+        found += [measured(version, config, again=again) for version, config in asked if config]
     return found
 
 

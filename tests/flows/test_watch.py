@@ -30,6 +30,7 @@ def events(monkeypatch) -> list[tuple[str, dict]]:
 
 
 @pytest.mark.server
+@pytest.mark.nightly
 def test_a_registered_model_is_found_failed_hardened_promoted_and_left_alone(prefect_server, home, monkeypatch):
     heard = events(monkeypatch)
     register_weak(NAME)
