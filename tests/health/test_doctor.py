@@ -24,7 +24,7 @@ from tasks.health.servers import basic, without_password
 from tasks.track import client, write_and_delete
 
 ROOT = Path(__file__).parents[2]
-PASSWORD = "correct-horse"
+PASSWORD = "correct-horse"  # pragma: allowlist secret
 
 
 class Spoken(BaseHTTPRequestHandler):
@@ -309,7 +309,7 @@ def test_a_pool_and_its_worker_and_the_limit_are_looked_for():
 
 
 def test_a_wrong_password_for_prefect_names_what_to_set_and_not_the_password(monkeypatch):
-    with speaking(password="admin:right") as url:
+    with speaking(password="admin:right") as url:  # pragma: allowlist secret
         for given in ("", "admin:" + PASSWORD):
             monkeypatch.setenv("PREFECT_API_AUTH_STRING", given)
             with pytest.raises(StoreUnreachable, match="export PREFECT_API_AUTH_STRING=<user>:<password>") as refused:
@@ -407,9 +407,9 @@ def test_with_everything_down_the_command_ends_with_1_and_names_each(tmp_path):
 
 
 def test_a_url_loses_its_password_and_nothing_else():
-    assert without_password("http://u:p@h:1/a@b") == "http://h:1/a@b"
+    assert without_password("http://u:p@h:1/a@b") == "http://h:1/a@b"  # pragma: allowlist secret
     assert without_password("sqlite:////x/y.db") == "sqlite:////x/y.db"
-    assert without_password("postgresql://u:p@h/d") == "postgresql://h/d"
+    assert without_password("postgresql://u:p@h/d") == "postgresql://h/d"  # pragma: allowlist secret
 
 
 def look(name: str):

@@ -203,7 +203,8 @@ def test_an_unchanged_evaluation_asks_the_model_nothing_and_says_the_same(model,
     for one, other, third in zip(warm_outcomes, cold_outcomes, plain_outcomes, strict=True):
         assert_same(one, other)
         assert_same(one, third, without=("seconds",))
-    own = {"measured_at": "", "seconds": 0.0}
+    assert (cold.recalled, warm.recalled) == ((), (LINF.name,))
+    own = {"measured_at": "", "seconds": 0.0, "recalled": ()}
     assert warm.model_copy(update=own) == cold.model_copy(update=own)
     assert warm.threats[0].spread is not None
     assert warm.threats[0].pairs == plain.threats[0].pairs

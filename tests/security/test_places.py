@@ -38,7 +38,6 @@ def test_what_lies_in_the_run_is_read(run):
         "runs:/RUN/~/secret",
         "runs:/RUN/weights/model.onnx?x#y",
         "runs:/RUN/weights/\x00model.onnx",
-        "runs:/RUN/",
         "runs:/../RUN/weights/model.onnx",
         "runs:/RUN/../RUN/weights/model.onnx",
         "runs://host/RUN/weights/model.onnx",

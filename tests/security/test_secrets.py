@@ -14,10 +14,10 @@ from tasks.redact import redacted
 from tasks.track import client
 
 CANARIES = {
-    "MLFLOW_TRACKING_PASSWORD": "canary-of-mlflow",
+    "MLFLOW_TRACKING_PASSWORD": "canary-of-mlflow",  # pragma: allowlist secret
     "PREFECT_API_AUTH_STRING": "admin:canary-of-prefect",
-    "AWS_SECRET_ACCESS_KEY": "canary/of+aws",
-    "REDOUBT_SIGNING_PASSWORD": "canary of signing",
+    "AWS_SECRET_ACCESS_KEY": "canary/of+aws",  # pragma: allowlist secret
+    "REDOUBT_SIGNING_PASSWORD": "canary of signing",  # pragma: allowlist secret
     "REDOUBT_WEBHOOK_URL": "https://hooks.example/T0/canary-of-hook",
     "MLFLOW_TRACKING_TOKEN": "canary-token",
 }

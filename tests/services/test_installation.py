@@ -24,9 +24,9 @@ SECRETS = {  # each so odd that a place which does not quote it breaks, and that
     "MLFLOW_DATABASE_PASSWORD": "tables-91'b/%40:x@y",
     "PREFECT_DATABASE_PASSWORD": 'flows-72"c/%2F:x@y',
     "S3_ACCESS_KEY": "objects-key-5d1",
-    "S3_SECRET_KEY": "objects-secret-4e2+/=",
+    "S3_SECRET_KEY": "objects-secret-4e2+/=",  # pragma: allowlist secret
     "MLFLOW_ADMIN_PASSWORD": "tracking-63f:'/@%",
-    "MLFLOW_FLASK_SERVER_SECRET_KEY": "forms-0a9b8c7d",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY": "forms-0a9b8c7d",  # pragma: allowlist secret
     "PREFECT_AUTH_STRING": "admin:orchestration-55a:'/@%",
 }
 
@@ -182,7 +182,10 @@ def test_the_doctor_finds_it_healthy(installation):
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
-        ({"MLFLOW_TRACKING_PASSWORD": "guessed-9911"}, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
+        (
+            {"MLFLOW_TRACKING_PASSWORD": "guessed-9911"},  # pragma: allowlist secret
+            ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+        ),
         ({"MLFLOW_TRACKING_USERNAME": None, "MLFLOW_TRACKING_PASSWORD": None}, ("MLFLOW_TRACKING_PASSWORD",)),
         ({"PREFECT_API_AUTH_STRING": "admin:guessed-9911"}, ("PREFECT_API_AUTH_STRING",)),
         ({"PREFECT_API_AUTH_STRING": None}, ("PREFECT_API_AUTH_STRING",)),
