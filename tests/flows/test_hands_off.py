@@ -114,10 +114,11 @@ def asked(url: str, path: str) -> list[dict[str, Any]]:
 
 
 def counted(url: str) -> dict[str, list[str]]:
-    """The ids of everything that a deploy makes."""
+    """The ids of everything that a deploy makes; of automations the names: a deployment's triggers are made anew."""
     made = {path: asked(url, f"/{path}/filter") for path in ("deployments", "automations", "work_pools")}
     schedules = sorted(s["id"] for found in made["deployments"] for s in found["schedules"])
-    return {path: sorted(one["id"] for one in found) for path, found in made.items()} | {"schedules": schedules}
+    ids = {path: sorted(one["id"] for one in made[path]) for path in ("deployments", "work_pools")}
+    return ids | {"schedules": schedules, "automations": sorted(one["name"] for one in made["automations"])}
 
 
 def runs_of(url: str, flow_name: str) -> list[dict[str, Any]]:
