@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.utilities.annotations import quote
 from pydantic import BaseModel
 
 from tasks.data import Data, load_split
@@ -81,7 +80,7 @@ def _hand_out(runner: "TaskRunner[Any]", work: Work, shards: Shards, units: list
     if len(missing) < 2:
         return True  # as fast here, without the journey
     futures = {
-        unit: runner.submit(attack_unit, {"work": work, "unit": unit, "needed": quote(shards.needed(unit, store))})
+        unit: runner.submit(attack_unit, {"work": work, "unit": unit, "needed": shards.needed(unit, store)})
         for unit in missing
     }
     failed = 0
