@@ -26,7 +26,8 @@ STEPS = (  # as they are told on standard error, in the order in which they end
 def environment(home: Path, **more: str) -> dict[str, str]:
     """This process's environment with the Prefect server of these tests, and with a folder of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "REDOUBT_"))}
-    return kept | SHARED | {"REDOUBT_HOME": str(home), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+    ours = {"REDOUBT_HOME": str(home), "REDOUBT_PARTS": "tests.faults", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return kept | SHARED | ours | more
 
 
 def redoubt(home: Path, *words: str, before: tuple[str, ...] = (), **more: str) -> "subprocess.CompletedProcess[str]":

@@ -75,7 +75,8 @@ def installation(tmp_path_factory) -> Iterator[Installation]:
             command, settings = as_process(services[name], places, at)
             health = urlsplit(services[name]["healthcheck"]["test"][-1]).path
             stack.enter_context(running(Service(command, at, folder / f"{name}.log", health, settings | known)))
-        caller = as_process(services["worker"], places)[1] | {"REDOUBT_HOME": str(folder / "home")}
+        caller = as_process(services["worker"], places)[1]
+        caller |= {"REDOUBT_HOME": str(folder / "home"), "REDOUBT_DATA": str(folder)}
         keys = as_process(services["bucket"], places)[1]
         yield Installation(caller, folder, server, keys, places["http://mlflow:5000"])
 
