@@ -144,6 +144,7 @@ def mlflow_server(folder: Path, *, backend: str, artifacts: str, env: Mapping[st
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend, "--workers", "1"]
     command += ["--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port)]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_TRACKING_URI": ""}
+    quiet |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven processes that wait for jobs we never send
     extra = dict(env or {})
     if "MLFLOW_AUTH_CONFIG_PATH" in extra:
         command += ["--app-name", "basic-auth"]

@@ -135,6 +135,7 @@ def test_an_unreachable_store_ends_the_run_before_training(tmp_path, more, hint)
     assert "train/" not in ran.stderr
 
 
+@pytest.mark.nightly
 def test_ctrl_c_marks_the_run_as_killed_and_keeps_the_checkpoint(home):
     command = [*COMMAND, "run", "two-kinds", "--set", "training.epochs=5000", "--set", "training.schedule=constant"]
     process = subprocess.Popen(

@@ -66,6 +66,7 @@ def test_hardening_saves_exactly_the_strong_feature(prefect_server, home):
     assert after.clean.value == pytest.approx(0.95, abs=0.03)
 
 
+@pytest.mark.nightly
 def test_without_rounds_a_fail_stays_a_fail(prefect_server, home):
     config = two_kinds()
     story = posture_pipeline(config.model_copy(update={"policy": config.policy.model_copy(update={"max_rounds": 0})}))

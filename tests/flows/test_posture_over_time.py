@@ -303,6 +303,7 @@ def test_wrong_words_end_with_3_and_say_what_to_write(story, home, capsys, words
     assert hint in err
 
 
+@pytest.mark.nightly
 def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_after_consent(story, home, monkeypatch):
     import mlflow
     import mlflow.pytorch
@@ -347,6 +348,7 @@ def test_a_model_that_others_registered_is_evaluated_and_one_with_a_pickle_after
     assert network_of(fetch_version(registered(NAME)[3]))(x).shape == (2, 2)
 
 
+@pytest.mark.nightly
 def test_an_onnx_file_and_a_registered_one_are_evaluated_as_the_torch_model_is(story, home, tmp_path, capsys):
     import mlflow
     import mlflow.onnx
@@ -533,6 +535,7 @@ def slow(model, x, y, *, threat, rng):
 """
 
 
+@pytest.mark.nightly
 def test_a_killed_evaluation_goes_on_where_it_stood(story, home, tmp_path):
     (tmp_path / "waits.py").write_text(SLOW)
     words = [

@@ -141,6 +141,7 @@ def patiently(words: str) -> str:
             time.sleep(0.5)
 
 
+@pytest.mark.nightly
 @pytest.mark.server
 def test_threads_that_take_turns_come_to_the_same_as_none(asked, alone, caplog):
     assert asked("threads:2") == alone

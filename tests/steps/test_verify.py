@@ -164,6 +164,7 @@ def test_a_champion_that_did_not_pass_or_was_never_measured_is_found(store):
     assert found(1).mismatches == ()
 
 
+@pytest.mark.nightly
 def test_tags_that_were_set_back_are_found_by_the_run_and_by_a_head_kept_elsewhere(store):
     (before,) = found(2).chain
     old = ours(2)
@@ -284,6 +285,7 @@ def measured_again(number: int) -> str:
         return measured(stored, data_of(), LENIENT, run_id, number)
 
 
+@pytest.mark.nightly
 def test_a_chain_is_signed_from_its_first_signature_on(store, tmp_path, monkeypatch):
     private, public = pem_files(tmp_path, "ours")
     _, other = pem_files(tmp_path, "theirs")
