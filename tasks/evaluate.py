@@ -24,7 +24,7 @@ from tasks.recall import expected_key
 from tasks.replay import load_corpus
 from tasks.results import WARM, save_evaluation
 from tasks.shard import Work, fill
-from tasks.track import EVIDENCE, aliases, log_bytes, registered, timed
+from tasks.track import EVIDENCE, aliases, log_bytes, model_facts, registered, timed
 from tasks.verdicts import Champion, why_unusable
 
 
@@ -129,7 +129,8 @@ def _stored(name: str, data: Data, config: EvaluationConfig, model: StoredModel)
     """The examples that a warm start begins at, kept in the model's run so that it can be done again; none if cold."""
     if not (config.warm and name):
         return {}
-    found = {threat.name: load_corpus(name, threat, data) for threat in config.threats}
+    tags = model_facts(name)[1]
+    found = {threat.name: load_corpus(name, tags, threat, data) for threat in config.threats}
     corpora = {threat: corpus for threat, corpus in found.items() if corpus is not None}
     for threat, corpus in corpora.items():
         log_bytes(model.run_id, corpus.to_bytes(), f"{WARM}/{threat}.npz")

@@ -31,7 +31,7 @@ from tasks.posture.evidence import (
 )
 from tasks.posture.signing import sign
 from tasks.results import BOM, CARD
-from tasks.track import MODEL_FILES, commit, environment, load_bytes, log_bytes, model_artifacts
+from tasks.track import MODEL_FILES, artifacts, commit, environment, load_bytes, location, log_bytes, model_artifacts
 from tasks.verdicts import Champion, Verdict
 
 SIGNED = ".sig"  # after the path of a file, that of its signature
@@ -116,8 +116,8 @@ def _keep(run_id: str, raw: bytes, path: str) -> None:
 
 def _files(name: str, version: int | None, model: StoredModel) -> dict[str, str]:
     """The SHA-256 of every file that the run keeps, and of the model that others load from the registry."""
-    kept = {path: digest(raw) for path, raw in model_artifacts(f"runs:/{model.run_id}/").items()}
-    kept = {path: found for path, found in kept.items() if path not in LATER}
+    paths = [path for path in artifacts(model.run_id) if path not in LATER]
+    kept = {path: digest(load_bytes(f"runs:/{model.run_id}/{path}")) for path in paths}
     return kept | {f"{MODEL_FILES}{path}": found for path, found in _served(name, version, model).items()}
 
 
@@ -125,6 +125,8 @@ def _served(name: str, version: int | None, model: StoredModel) -> dict[str, str
     """The SHA-256 of every file of the model that others load. Raises EvidenceBroken where that is another one."""
     places = [model.model_uri] if model.model_uri else []
     places += [f"models:/{name}/{version}"] if version is not None else []
+    if len({location(place) for place in places}) == 1:
+        places = places[:1]  # one folder under two names
     found = [{path: digest(raw) for path, raw in model_artifacts(place).items()} for place in places]
     if len(found) == 2 and found[0] != found[1]:
         raise EvidenceBroken(

@@ -82,15 +82,18 @@ def _finding(name: str, key: str, value: str) -> Finding:
 
 def known_of(name: str) -> Known:
     """What the registry knows of a model. Raises WrongInput, with the nearest name, for one that is not there."""
+    known = find_known(name)
+    if known is not None:
+        return known
+    there = names()
+    said = f"Registered: {', '.join(there)}." if there else "Nothing is registered here: `redoubt run digits` does."
+    raise WrongInput(f"no model is registered as {name!r}.{did_you_mean(name, there)} {said}")
+
+
+def find_known(name: str) -> Known | None:
+    """What the registry knows of a model; None for one without a version."""
     versions = registered(name)
-    if not versions:
-        there = names()
-        known = (
-            f"Registered: {', '.join(there)}." if there else "Nothing is registered here: `redoubt run digits` does."
-        )
-        raise WrongInput(f"no model is registered as {name!r}.{did_you_mean(name, there)} {known}")
-    aliases, tags = model_facts(name)
-    return Known(name, aliases, tags, versions)
+    return Known(name, *model_facts(name), versions) if versions else None
 
 
 def newest_record(version: Version) -> Record:

@@ -34,7 +34,6 @@ from tasks.track import (
     EVIDENCE,
     EVIDENCE_OF,
     RECORD,
-    aliases,
     environment,
     log_bytes,
     log_dict,
@@ -99,7 +98,7 @@ def _recorded(
     """
     policy, before = Policy.model_validate(asked["policy"]), known_of(name)
     ledger = _ledger(before, version, model, data, report, verdict, policy, replays)
-    _grow_corpus(name, version, model, data, report)
+    _grow_corpus(before, version, model, data, report)
     known = known_of(name)
     evidence, sha = prove(
         name,
@@ -157,24 +156,24 @@ def _ledger(
     name = known.name
     seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, policy, replays), report)
     ledger = advanced(known.findings, seen)
-    if aliases(name).get("champion") == version:
+    if known.aliases.get("champion") == version:
         ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
     write_findings(name, ledger, known.findings)
     log_metrics(model.run_id, ledger_metrics(ledger, datetime.now(UTC)))
     return ledger
 
 
-def _grow_corpus(name: str, version: int, model: StoredModel, data: Data, report: RobustnessReport) -> None:
+def _grow_corpus(known: Known, version: int, model: StoredModel, data: Data, report: RobustnessReport) -> None:
     """Add what fooled this version to the stored examples, under each threat model."""
     for threat in report.threats:
         found = load_adversarial(model.run_id, threat.threat.name)
-        corpus = load_corpus(name, threat.threat, data)
+        corpus = load_corpus(known.name, known.tags, threat.threat, data)
         corpus = corpus or Corpus.empty(data.shape, data_digest=data.digest, threat=threat.threat)
         rows, x_adv, y = (torch.from_numpy(found[key]) for key in ("rows", "x_adv", "y"))
         corpus = corpus.with_found(version, rows, x_adv, y)
         path = f"corpus/{threat.threat.name}.npz"
         log_bytes(model.run_id, corpus.to_bytes(), path)
-        tag_model(name, {corpus_tag(threat.threat, data): corpus_place(model.run_id, path, corpus)})
+        tag_model(known.name, {corpus_tag(threat.threat, data): corpus_place(model.run_id, path, corpus)})
 
 
 def _record(

@@ -41,7 +41,8 @@ def replay_examples(
 
     Empty where nothing is stored. Raises EvidenceBroken for a corpus that was changed.
     """
-    corpora = [corpus for t in report.threats if (corpus := load_corpus(name, t.threat, data)) is not None]
+    tags = model_facts(name)[1]
+    corpora = [corpus for t in report.threats if (corpus := load_corpus(name, tags, t.threat, data)) is not None]
     if not corpora:
         return ()
     with timed(run_id, f"replay/{model.stage}"):
@@ -152,9 +153,12 @@ def transfer_matrix(known: Known, versions: Sequence[Version]) -> list[Transfer]
     return matrices
 
 
-def load_corpus(name: str, threat: ThreatModel, data: Data) -> Corpus | None:
-    """The stored examples of a registered model under one threat model on one dataset; None where there are none."""
-    tag = model_facts(name)[1].get(corpus_tag(threat, data))
+def load_corpus(name: str, tags: Mapping[str, str], threat: ThreatModel, data: Data) -> Corpus | None:
+    """The stored examples of a registered model under one threat model on one dataset; None where there are none.
+
+    tags are those of the registered model.
+    """
+    tag = tags.get(corpus_tag(threat, data))
     if tag is None:
         return None
     where = json.loads(tag)

@@ -1,5 +1,6 @@
 """The only door to MLflow."""
 
+from tasks.track.kept import artifacts, download, keeps, load_bytes, log_bytes, log_dict, log_text
 from tasks.track.models import (
     MODEL_FILES,
     STORED,
@@ -9,6 +10,7 @@ from tasks.track.models import (
     model_artifacts,
     save_model,
 )
+from tasks.track.places import location
 from tasks.track.probe import write_and_delete
 from tasks.track.registry import (
     APPENDIX_OF,
@@ -30,20 +32,13 @@ from tasks.track.registry import (
     versions,
 )
 from tasks.track.runs import (
-    artifacts,
     children,
     commit,
-    download,
     environment,
-    keeps,
     known_run,
-    load_bytes,
-    log_bytes,
     log_dataset,
-    log_dict,
     log_history,
     log_metrics,
-    log_text,
     open_run,
     open_stage,
     parent_of,
@@ -79,6 +74,7 @@ __all__ = [
     "known_run",
     "load_bytes",
     "load_stored",
+    "location",
     "log_bytes",
     "log_dataset",
     "log_dict",

@@ -4,7 +4,8 @@ import tempfile
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from tasks.track.runs import download, load_bytes, log_bytes, log_dict
+from tasks.track.kept import download, load_bytes, log_bytes, log_dict
+from tasks.track.places import place_of_run
 from tasks.track.store import client, patient
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def save_model(run_id: str, stage: str, name: str, model: "nn.Module", example: 
     store, raw = client(), to_bytes(model)
     log_bytes(run_id, raw, WEIGHTS)
     made = store.create_logged_model(
-        store.get_run(run_id).info.experiment_id,
+        place_of_run(run_id).experiment,
         name="model",
         source_run_id=run_id,
         params={"model": name, "stage": stage},

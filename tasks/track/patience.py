@@ -100,6 +100,13 @@ class Patient:
             return functools.partial(self._make, name)
         return functools.wraps(call)(lambda *args, **kwargs: self.ask(lambda: call(*args, **kwargs)))
 
+    def registry(self) -> Any:
+        """MLflow's client of the registry alone, to be asked through ask().
+
+        The whole client asks the server before each tag whether the model is a prompt.
+        """
+        return self._client._get_registry_client()  # type: ignore[no-untyped-call]
+
     def ask(self, call: Callable[[], T]) -> T:
         """What the call returns, after whatever this process has in the spool. Raises StoreUnreachable."""
         failure: BaseException | None = None

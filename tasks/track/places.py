@@ -1,7 +1,7 @@
 """Where an artifact may be read from: a run or a logged model of this store, and nowhere else."""
 
-import os
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -29,7 +29,7 @@ def checked(uri: str) -> str:
             f"{uri[:200]!r} is no place in this store: artifacts are read from runs:/RUN/PATH and models:/NAME/3/PATH "
             "only, and a path neither climbs nor hides what it names. Somebody has changed what was stored."
         )
-    root = _on_this_machine(os.environ.get("MLFLOW_TRACKING_URI", ""), uri.removesuffix(f"/{path}") if path else uri)
+    root = _on_this_machine(uri.removesuffix(f"/{path}") if path else uri)
     linked = _link(root, path) if root else None
     if linked:
         raise EvidenceBroken(
@@ -48,19 +48,45 @@ def _stays(path: str) -> bool:
     return not strange and ".." not in parts and not plain.startswith(("/", "~"))
 
 
+@dataclass(frozen=True)
+class RunPlace:
+    """What a run never changes: its experiment, and the URI below which its files are."""
+
+    experiment: str
+    artifacts: str
+
+
+def place_of_run(run_id: str) -> RunPlace:
+    """Where a run stands in this store."""
+    return _place_of_run(client().tracking_uri, run_id)
+
+
+@lru_cache(maxsize=1000)
+def _place_of_run(store: str, run_id: str) -> RunPlace:  # noqa: ARG001  # another store, another answer
+    info = client().get_run(run_id).info
+    return RunPlace(str(info.experiment_id), str(info.artifact_uri))
+
+
+def location(root: str) -> str:
+    """Where the files of runs:/RUN, models:/m-ID or models:/NAME/3 lie; two names of one folder have one location."""
+    return _location(client().tracking_uri, root)
+
+
 @lru_cache(maxsize=1000)  # a place never moves, and a server with passwords takes 0.2 s to tell it
-def _on_this_machine(store: str, root: str) -> Path | None:  # noqa: ARG001  # another store, another answer
-    """The folder of a run or of a logged model, where it is one of this machine."""
+def _location(store: str, root: str) -> str:  # noqa: ARG001  # another store, another answer
     found = RUN.fullmatch(f"{root}/x") or MODEL.fullmatch(root)
     assert found is not None
     known = found.groupdict()
     if known.get("run"):
-        place = client().get_run(known["run"]).info.artifact_uri
-    elif known.get("id"):
-        place = client().get_logged_model(known["id"]).artifact_location
-    else:
-        place = client().get_model_version_download_uri(known["name"], known["number"])
-    parsed = urlparse(place or "")
+        return place_of_run(known["run"]).artifacts
+    if known.get("id"):
+        return client().get_logged_model(known["id"]).artifact_location or ""
+    return client().get_model_version_download_uri(known["name"], known["number"]) or ""
+
+
+def _on_this_machine(root: str) -> Path | None:
+    """The folder of a run or of a logged model, where it is one of this machine."""
+    parsed = urlparse(location(root))
     return Path(url2pathname(parsed.path)) if parsed.scheme in ("file", "") and parsed.path else None
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from tasks.errors import RedoubtError, StoreUnreachable
-from tasks.track.runs import load_bytes, log_text, place_of
+from tasks.track.kept import load_bytes, log_text
+from tasks.track.runs import place_of
 from tasks.track.store import client
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.posture import Record
 from tasks.posture.changes import measured_at
-from tasks.track.store import client
+from tasks.track.store import client, patient
 
 if TYPE_CHECKING:
     from tasks.models import StoredModel
@@ -131,14 +132,16 @@ def set_alias(name: str, alias: str, number: int) -> None:
 
 def tag_version(name: str, number: int, tags: Mapping[str, str]) -> None:
     """Set tags on a version."""
+    store = patient()
     for key, value in tags.items():
-        client().set_model_version_tag(name, str(number), key, value)
+        store.ask(partial(store.registry().set_model_version_tag, name, str(number), key, value))
 
 
 def tag_model(name: str, tags: Mapping[str, str]) -> None:
     """Set tags on the registered model itself."""
+    store = patient()
     for key, value in tags.items():
-        client().set_registered_model_tag(name, key, value)
+        store.ask(partial(store.registry().set_registered_model_tag, name, key, value))
 
 
 def _named(name: str) -> str:

@@ -6,11 +6,10 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache, lru_cache
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import StoreUnreachable, WrongInput
 from tasks.home import folder
 from tasks.track.alive import is_gone, me
-from tasks.track.places import checked
+from tasks.track.kept import log_dict, remembered
+from tasks.track.places import place_of_run
 from tasks.track.store import client, patient
 
 if TYPE_CHECKING:
@@ -39,10 +39,11 @@ def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
     _close_killed(store, place)
     run = store.create_run(place, tags=_provenance() | {PROCESS: me()})
     run_id = run.info.run_id
-    store.log_dict(run_id, dict(config), "config.json")
+    log_dict(run_id, config, "config.json")
     status = "KILLED"
     try:
-        yield run_id
+        with remembered():
+            yield run_id
         status = "FINISHED"
     except Exception:
         status = "FAILED"
@@ -76,9 +77,8 @@ def open_stage(run_id: str, stage: str) -> str:
     for run in _stages(store, run_id):
         if run.info.run_name == stage:
             return str(run.info.run_id)
-    experiment = store.get_run(run_id).info.experiment_id
     tags = {"mlflow.parentRunId": run_id, "redoubt.stage": stage}
-    return str(store.create_run(experiment, run_name=stage, tags=tags).info.run_id)
+    return str(store.create_run(place_of_run(run_id).experiment, run_name=stage, tags=tags).info.run_id)
 
 
 @contextmanager
@@ -116,25 +116,6 @@ def log_history(run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
         client().log_batch(run_id, metrics=metrics[start : start + 1000])
 
 
-def log_text(run_id: str, text: str, path: str) -> None:
-    """Keep a text as an artifact."""
-    client().log_text(run_id, text, path)
-
-
-def log_dict(run_id: str, values: Mapping[str, Any], path: str) -> None:
-    """Keep a mapping as a JSON artifact."""
-    client().log_dict(run_id, dict(values), path)
-
-
-def log_bytes(run_id: str, raw: bytes, path: str) -> None:
-    """Keep bytes as an artifact."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / Path(path).name
-        file.write_bytes(raw)
-        parent = str(Path(path).parent)
-        client().log_artifact(run_id, str(file), None if parent == "." else parent)
-
-
 def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
     """Set tags on a run."""
     from mlflow.entities import RunTag
@@ -149,43 +130,6 @@ def log_dataset(run_id: str, data: "Data") -> None:
     profile = json.dumps({"shape": data.shape, "classes": data.classes, "sizes": data.sizes})
     entity = Dataset(data.name, data.digest, "code", json.dumps({"dataset": data.name}), profile=profile)
     client().log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "evaluation")])])
-
-
-def load_bytes(uri: str) -> bytes:
-    """The bytes of an artifact, e.g. runs:/<run>/<path>. Raises EvidenceBroken for what is no place in this store."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return download(uri, scratch).read_bytes()
-
-
-def download(uri: str, into: str) -> Path:
-    """The folder or file of an artifact, e.g. of a logged model, copied below the folder `into`.
-
-    Raises EvidenceBroken for what is no place in this store.
-    """
-    store = patient()
-    import mlflow
-
-    def copied() -> str:
-        return mlflow.artifacts.download_artifacts(artifact_uri=placed(uri), dst_path=tempfile.mkdtemp(dir=into))
-
-    checked(uri)
-    return Path(store.ask(copied))
-
-
-def placed(uri: str) -> str:
-    """Where runs:/<run>/<path> lies; any other URI as it is.
-
-    MLflow asks the server where, and what models the run has logged, for each file anew; a run's place never changes.
-    """
-    if not uri.startswith("runs:/"):
-        return uri
-    run_id, _, path = uri.removeprefix("runs:/").partition("/")
-    return f"{_artifacts_of(client().tracking_uri, run_id).rstrip('/')}/{path}"
-
-
-@lru_cache(maxsize=256)
-def _artifacts_of(_store: str, run_id: str) -> str:
-    return str(client().get_run(run_id).info.artifact_uri)
 
 
 def children(run_id: str) -> tuple[str, ...]:
@@ -232,20 +176,6 @@ def runs_of(name: str) -> dict[str, dict[str, str]]:
             return found
 
 
-def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:
-    """The paths of every file that the run keeps below the folder."""
-    found: list[str] = []
-    for entry in client().list_artifacts(run_id, folder or None):
-        found += artifacts(run_id, entry.path) if entry.is_dir else [entry.path]
-    return tuple(sorted(found))
-
-
-def keeps(run_id: str, path: str) -> bool:
-    """Whether the run keeps a file of that path."""
-    above = path.rpartition("/")[0]
-    return any(entry.path == path and not entry.is_dir for entry in client().list_artifacts(run_id, above or None))
-
-
 def seconds(run_id: str) -> dict[str, float]:
     """How long each step of the run took, in the order in which they ended."""
     metrics = client().get_run(run_id).data.metrics
@@ -265,8 +195,7 @@ def place_of(experiment: str) -> str | None:
 
 
 def _stages(store: "MlflowClient", run_id: str) -> list[Any]:
-    experiment = store.get_run(run_id).info.experiment_id
-    return list(store.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"))
+    return list(store.search_runs([place_of_run(run_id).experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"))
 
 
 def environment() -> dict[str, str]:

@@ -41,7 +41,8 @@ def patient() -> Patient:
     import mlflow
 
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        if logging.getLogger(name).level != logging.WARNING:  # to set it empties the caches of every logger
+            logging.getLogger(name).setLevel(logging.WARNING)
     named = os.environ.get("MLFLOW_TRACKING_URI")
     uri = named or embedded_store()
     new = uri not in _ANSWERED

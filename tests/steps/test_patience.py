@@ -14,7 +14,18 @@ import pytest
 
 from infra.services import Service, mlflow_server, running
 from tasks.errors import StoreUnreachable, WrongInput
-from tasks.track import client, load_bytes, log_bytes, log_dict, log_metrics, log_text, open_run, patient, register
+from tasks.track import (
+    artifacts,
+    client,
+    load_bytes,
+    log_bytes,
+    log_dict,
+    log_metrics,
+    log_text,
+    open_run,
+    patient,
+    register,
+)
 from tasks.track import store as store_module
 from tasks.track.patience import patience, spool_of
 from tests.faults.door import Door
@@ -61,7 +72,7 @@ def test_what_is_logged_while_mlflow_is_away_is_kept_in_order_and_delivered_once
         assert spool.runs() == {run_id}
         assert "is kept in" in caplog.text
         door.open()
-        assert load_bytes(f"runs:/{run_id}/text.txt") == b"second"  # a run reads what it wrote
+        assert "text.txt" in artifacts(run_id)  # whoever asks is told what was written
         assert len(spool) == 0
         log_metrics(run_id, {"after": 3.0})
     run = client().get_run(run_id)
@@ -70,6 +81,7 @@ def test_what_is_logged_while_mlflow_is_away_is_kept_in_order_and_delivered_once
     assert {key: len(client().get_metric_history(run_id, key)) for key in run.data.metrics} == dict.fromkeys(
         ("before", "during", "accuracy", "after"), 1
     )
+    assert load_bytes(f"runs:/{run_id}/text.txt") == b"second"
     assert load_bytes(f"runs:/{run_id}/deep/er.json") == json.dumps({"b": [1, 2], "a": None}, indent=2).encode()
     assert load_bytes(f"runs:/{run_id}/bytes/raw.bin") == b"\x00\xff"
 

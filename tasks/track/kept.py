@@ -1,0 +1,131 @@
+"""The files that a run keeps: written, read again, listed."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from tasks.track.places import checked, place_of_run
+from tasks.track.store import client, patient
+
+LARGEST = 64 * 2**20  # bytes of written files that are remembered while a run is open
+
+
+class _Memory:
+    """What this process has written while a run of its own is open, so that it need not ask for it again.
+
+    A run's files are written by the process that opened it. What others read later, as `redoubt verify` does, comes
+    from the store.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[str, str], bytes] = {}  # by the store and the URI of the file
+        self._open, self._size, self._lock = 0, 0, Lock()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        with self._lock:
+            self._open += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open -= 1
+                if not self._open:
+                    self._files.clear()
+                    self._size = 0
+
+    def keep(self, uri: str, raw: bytes) -> None:
+        key = client().tracking_uri, uri
+        with self._lock:
+            self._size -= len(self._files.pop(key, b""))
+            if self._open and self._size + len(raw) <= LARGEST:
+                self._files[key] = raw
+                self._size += len(raw)
+
+    def get(self, uri: str) -> bytes | None:
+        return self._files.get((client().tracking_uri, uri)) if self._files else None
+
+
+_MEMORY = _Memory()
+remembered = _MEMORY.open
+
+
+def log_text(run_id: str, text: str, path: str) -> None:
+    """Keep a text as an artifact."""
+    log_bytes(run_id, text.encode(), path)
+
+
+def log_dict(run_id: str, values: Mapping[str, Any], path: str) -> None:
+    """Keep a mapping as a JSON artifact."""
+    log_text(run_id, json.dumps(dict(values), indent=2, default=str), path)
+
+
+def log_bytes(run_id: str, raw: bytes, path: str) -> None:
+    """Keep bytes as an artifact."""
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / Path(path).name
+        file.write_bytes(raw)
+        parent = str(Path(path).parent)
+        client().log_artifact(run_id, str(file), None if parent == "." else parent)
+    _MEMORY.keep(f"runs:/{run_id}/{path}", raw)
+
+
+def load_bytes(uri: str) -> bytes:
+    """The bytes of an artifact, e.g. runs:/<run>/<path>. Raises EvidenceBroken for what is no place in this store."""
+    known = _MEMORY.get(uri)
+    if known is not None:
+        return known
+    with tempfile.TemporaryDirectory() as scratch:
+        return download(uri, scratch).read_bytes()
+
+
+def download(uri: str, into: str) -> Path:
+    """The folder or file of an artifact, e.g. of a logged model, copied below the folder `into`.
+
+    Raises EvidenceBroken for what is no place in this store.
+    """
+    store = patient()
+    import mlflow
+
+    def copied() -> str:
+        return mlflow.artifacts.download_artifacts(artifact_uri=placed(uri), dst_path=tempfile.mkdtemp(dir=into))
+
+    checked(uri)
+    return Path(store.ask(copied))
+
+
+def placed(uri: str) -> str:
+    """Where runs:/<run>/<path> lies; any other URI as it is.
+
+    MLflow asks the server where, and what models the run has logged, for each file anew; a run's place never changes.
+    """
+    if not uri.startswith("runs:/"):
+        return uri
+    run_id, _, path = uri.removeprefix("runs:/").partition("/")
+    return f"{place_of_run(run_id).artifacts.rstrip('/')}/{path}"
+
+
+def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:
+    """The paths of every file that the run keeps below the folder."""
+    found: list[str] = []
+    for path, is_folder in _listed(run_id, folder):
+        found += artifacts(run_id, path) if is_folder else [path]
+    return tuple(sorted(found))
+
+
+def keeps(run_id: str, path: str) -> bool:
+    """Whether the run keeps a file of that path."""
+    return (path, False) in _listed(run_id, path.rpartition("/")[0])
+
+
+def _listed(run_id: str, folder: str) -> list[tuple[str, bool]]:
+    """The path of each entry of a folder of the run, and whether it is a folder."""
+    store = patient()
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    place = get_artifact_repository(place_of_run(run_id).artifacts)  # the client would look for logged models as well
+    return [(entry.path, bool(entry.is_dir)) for entry in store.ask(lambda: place.list_artifacts(folder or None))]

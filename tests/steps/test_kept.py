@@ -1,0 +1,63 @@
+"""The files of a run: what is written, listed and read again, and from where."""
+
+import pytest
+
+from tasks.track import artifacts, keeps, load_bytes, log_bytes, log_dict, log_text, open_run
+from tasks.track import kept as kept_module
+
+
+@pytest.fixture
+def change(home):
+    """Change a file behind the back of the process that wrote it."""
+    return lambda run_id, path, raw: next((home / "mlflow").rglob(f"{run_id}/artifacts/{path}")).write_bytes(raw)
+
+
+def test_an_open_run_knows_what_it_wrote_and_everybody_else_asks_the_store(home, change):
+    with open_run("x", {}) as run_id:
+        log_text(run_id, "mine ä", "deep/a.txt")
+        change(run_id, "deep/a.txt", b"another's")
+        assert load_bytes(f"runs:/{run_id}/deep/a.txt").decode() == "mine ä"
+    assert load_bytes(f"runs:/{run_id}/deep/a.txt") == b"another's"
+    with open_run("x", {}) as later:
+        assert load_bytes(f"runs:/{run_id}/deep/a.txt") == b"another's"
+        log_dict(later, {"b": 1}, "b.json")
+        change(later, "b.json", b"{}")
+        with pytest.raises(RuntimeError), open_run("x", {}):
+            raise RuntimeError
+        assert load_bytes(f"runs:/{later}/b.json") == b'{\n  "b": 1\n}'  # another run that ends takes nothing from it
+
+
+def test_what_is_written_twice_is_known_as_it_was_written_last(home):
+    with open_run("x", {}) as run_id:
+        log_bytes(run_id, b"first", "raw.bin")
+        log_bytes(run_id, b"second", "raw.bin")
+        assert load_bytes(f"runs:/{run_id}/raw.bin") == b"second"
+
+
+def test_no_more_is_remembered_than_fits(home, change, monkeypatch):
+    monkeypatch.setattr(kept_module, "LARGEST", 10)
+    with open_run("x", {}) as run_id:
+        log_bytes(run_id, b"12345678", "kept")
+        log_bytes(run_id, b"12345678", "too-much")
+        log_bytes(run_id, b"12", "small")
+        for path in ("kept", "too-much", "small"):
+            change(run_id, path, b"changed")
+        assert load_bytes(f"runs:/{run_id}/kept") == b"12345678"
+        assert load_bytes(f"runs:/{run_id}/too-much") == b"changed"
+        log_bytes(run_id, b"much too much of it", "kept")  # whatever was known of it is no longer true
+        assert load_bytes(f"runs:/{run_id}/kept") == b"much too much of it"
+        change(run_id, "kept", b"changed")
+        assert load_bytes(f"runs:/{run_id}/kept") == b"changed"
+
+
+def test_files_are_listed_in_folders_and_named_by_their_whole_path(home):
+    with open_run("x", {}) as run_id:
+        log_text(run_id, "a", "a.txt")
+        log_text(run_id, "b", "d/e/b.txt")
+        assert artifacts(run_id) == ("a.txt", "config.json", "d/e/b.txt")
+        assert artifacts(run_id, "d") == ("d/e/b.txt",)
+        assert artifacts(run_id, "none") == ()
+        assert keeps(run_id, "a.txt")
+        assert keeps(run_id, "d/e/b.txt")
+        assert not keeps(run_id, "d/e")
+        assert not keeps(run_id, "d/c.txt")
