@@ -44,10 +44,18 @@ def plan_of(name: str) -> Plan | None:
 
 def remember(config: PipelineConfig) -> None:
     """Make the config of a run the plan of its model, where the registry can hold it."""
+    log, values = logging.getLogger("redoubt"), config.model_dump(mode="json")
     try:
-        keep_plan(config.name, config.model_dump(mode="json"))
+        before = plan_values(config.name)
+    except EvidenceBroken:
+        before = {}
+    changed = [key for key in values if before is not None and before.get(key) != values[key]]
+    if changed:
+        log.warning("the plan of %s is this run's config from now on; changed: %s", config.name, ", ".join(changed))
+    try:
+        keep_plan(config.name, values)
     except WrongInput as error:
-        logging.getLogger("redoubt").warning("%s will not be hardened by itself: %s", config.name, error)
+        log.warning("%s will not be hardened by itself: %s", config.name, error)
 
 
 def note(

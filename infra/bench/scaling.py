@@ -19,11 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 sys.path.append(str(Path(__file__).parents[1]))
 from services import mlflow_server, running  # a file beside this folder
+
+if TYPE_CHECKING:
+    from flows.config import PipelineConfig
 
 KINDS = ("digits", "mnist")
 WANTED = 1.7  # times as fast with two workers
@@ -60,7 +64,7 @@ class Cost:
         return f"{self.kind:10}{self.seconds:10.1f}{self.cpu:10.1f}{rest}"
 
 
-def config_of(kind: str, samples: int | None):
+def config_of(kind: str, samples: int | None) -> "PipelineConfig":
     """The recipe of that kind, trained once and never hardened, on so many samples of the test split."""
     from flows.recipes import RECIPES
 
@@ -124,15 +128,15 @@ def counted() -> Iterator[list[str]]:
     sent: list[str] = []
     real = requests.Session.send
 
-    def send(self, request, **more):
+    def send(self: requests.Session, request: requests.PreparedRequest, **more: Any) -> requests.Response:
         sent.append(request.path_url)
         return real(self, request, **more)
 
-    requests.Session.send = send
+    requests.Session.send = send  # type: ignore[method-assign]
     try:
         yield sent
     finally:
-        requests.Session.send = real
+        requests.Session.send = real  # type: ignore[method-assign]
 
 
 def prepared(kind: str) -> int:

@@ -10,7 +10,7 @@ from flows.__main__ import main
 from flows.asked import standing, usual
 from flows.config import EvaluateConfig
 from flows.harden import harden_model, why_not
-from flows.plans import adopt, digest_of, how, plan_of
+from flows.plans import adopt, digest_of, how, plan_of, remember
 from flows.recipes import two_kinds
 from flows.watch import BROKE, RETRY, _asked, due, why_stale
 from tasks.data import Data, describe, load
@@ -176,6 +176,18 @@ def test_a_plan_is_a_recipe_under_another_name_and_needs_no_version(home):
     assert names() == ("Fraud model (v2)",)
     assert registered("Fraud model (v2)") == ()
     assert plan_of("nobody") is None
+
+
+def test_a_run_that_takes_the_place_of_another_plan_says_what_it_changes(home, caplog):
+    remember(two_kinds())
+    remember(two_kinds())
+    assert caplog.text == ""
+    adopt(NAME, "two-kinds", ("policy.floor=0.8",))
+    remember(two_kinds())
+    assert f"the plan of {NAME} is this run's config from now on; changed: policy\n" in caplog.text
+    tag_model(NAME, {PLAN: "no JSON"})
+    remember(two_kinds())
+    assert plan_of(NAME).model_dump() == two_kinds().model_dump()
 
 
 @pytest.mark.parametrize("name", ["a/b", "a:b", "it's", "models:/x", " ", ""])
