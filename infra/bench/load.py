@@ -7,7 +7,8 @@ of one small network with slightly different weights, ten to a model; queues one
 starts `redoubt worker --limit N`. --auth: MLflow asks for a password, which it hashes at every request. Needs the
 package `postgresql` of Debian or Ubuntu.
 
-Overhead is the wall-clock of a flow run from Running to Completed, less what the attack engine measured of itself. Ends
+Overhead is the wall-clock of a flow run from Running to Completed, less what the evaluation itself took: attacks,
+security curves and the check of their numbers (the metric `seconds` of the run). Ends
 with 1 where a verdict is missing or there twice, a run is left open, or the median overhead is LIMIT or more.
 """
 
@@ -182,12 +183,12 @@ def faults(models: list[str], runs: list[Any]) -> list[str]:
 
 
 def torch_seconds(models: list[str]) -> dict[str, float]:
-    """What the attack engine measured of itself, for each model."""
-    from tasks.track import registered
+    """How long attacks, curves and the check of their numbers took together, for each model."""
+    from tasks.track import registered, run_metrics
 
     versions = [version for name in {model.split("/")[1] for model in models} for version in registered(name)]
     return {
-        f"models:/{version.name}/{version.number}": sum(t.seconds for r in version.records() for t in r.threats)
+        f"models:/{version.name}/{version.number}": sum(run_metrics(r.run_id)["seconds"] for r in version.records())
         for version in versions
     }
 
@@ -209,7 +210,7 @@ def table(queued: dict[str, str], runs: list[Any], wall: float, peak: Counter[st
     overhead = [whole - part for whole, part in zip(took, inside, strict=True)]
     print(f"{len(done)} of {len(runs)} evaluations completed in {wall:.0f} s, {60 * len(done) / wall:.1f} a minute\n")
     print(f"{'seconds of an evaluation':34}{'median':>8}{'longest':>9}")
-    for name, values in (("Running to Completed", took), ("attack engine", inside), ("overhead", overhead)):
+    for name, values in (("Running to Completed", took), ("evaluation itself", inside), ("overhead", overhead)):
         print(f"{name:34}{statistics.median(values):8.2f}{max(values):9.2f}")
     print(f"\nmemory, MiB: {', '.join(f'{kind} {mib}' for kind, mib in peak.items())}")
     print(f"errors in the servers' logs: {failed}")

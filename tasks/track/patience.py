@@ -86,6 +86,7 @@ class Patient:
         self._client, self.uri = client, without_password(uri)  # as it is shown, and asked for its health
         self.left_over = Delivered(0, frozenset(), {})  # what came of the writes that earlier runs had left
         self.spool = spool_of(uri) if uri.startswith(("http://", "https://")) else None
+        self._store = "the store" if self.spool is None else f"MLflow at {self.uri}"
         self._mine: set[str] = set()  # the runs for which this process has put writes into the spool
         self._pause, self._next = FIRST_PAUSE, 0.0
         self._lost = False  # it did not answer within the patience: until it does, one try must do
@@ -118,7 +119,14 @@ class Patient:
                     self._lost = False
                     return answer
             except Exception as error:
-                failure = _understood(error)
+                told, failure = failure is not None, _understood(error)
+                if not told and not self._lost:
+                    log.warning(
+                        "%s does not answer (%s). It is waited for, at most %g seconds (REDOUBT_PATIENCE).",
+                        self._store,
+                        _short(failure),
+                        patience(),
+                    )
         self._lost = True
         raise self._gave_up(failure) from failure
 
@@ -151,8 +159,9 @@ class Patient:
             except Exception as error:
                 failure = _understood(error)
             log.warning(
-                "MLflow at %s does not answer (%s). What is to be logged is kept in %s, and delivered when it does.",
-                self.uri,
+                "%s does not answer (%s). What is to be logged is kept in %s, and delivered when it does, at the "
+                "latest by `redoubt deliver`.",
+                self._store,
                 _short(failure),
                 self.spool.folder,
             )

@@ -50,7 +50,7 @@ def test_away_for_longer_than_the_patience_it_ends_with_4_and_deliver_brings_wha
         server.stop()
         assert run.finish() == 4, run.lines
     assert run.heard("has not answered for 5 seconds")
-    assert run.heard("`redoubt deliver` delivers them")
+    assert run.heard("at the latest by `redoubt deliver`")
     kept = len(list((fresh / "spool").rglob("call.json")))
     assert kept > 0
     again = redoubt(fresh, "deliver", **patience)

@@ -99,6 +99,16 @@ def test_a_call_whose_answer_was_lost_is_not_made_twice(door):
     assert len(runs) == 2
 
 
+def test_that_it_waits_is_said_once(door, caplog):
+    with open_run("waits", {}) as run_id:
+        door.close()
+        later(door.open)
+        assert client().get_run(run_id).info.run_id == run_id
+    waits = [one for one in caplog.messages if "It is waited for, at most 20 seconds (REDOUBT_PATIENCE)" in one]
+    assert len(waits) == 1
+    assert waits[0].startswith(f"MLflow at {door.url} does not answer")
+
+
 def test_a_version_is_registered_once_though_the_answer_was_lost(door):
     with open_run("versions", {}) as run_id:
         made = client().create_registered_model
