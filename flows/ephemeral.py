@@ -1,6 +1,7 @@
 """Prefect's API for the length of one run, in a process of its own that boots while the run's libraries load."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ PATIENCE = "REDOUBT_PREFECT_PATIENCE"  # the environment variable: seconds until
 USUAL = 120.0
 SOON = 5.0  # seconds of waiting after which a person is told what for
 DRAIN = 0.5  # seconds that the server is left alone at the end: it writes task runs every second
+GRACE = 20.0  # seconds that the server has to end
 
 
 @contextmanager
@@ -52,7 +54,7 @@ def prefect_api() -> Iterator[Callable[[], None]]:
             os.environ.pop(name, None)
         server.terminate()
         try:
-            server.wait(20)
+            server.wait(GRACE)
         except subprocess.TimeoutExpired:
             server.kill()
 
@@ -72,7 +74,9 @@ def _end_with_parent() -> None:
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1)
-        os.kill(os.getpid(), 15)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)  # a server that does not end as it is told is nobody's any more
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 

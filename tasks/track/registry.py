@@ -54,7 +54,8 @@ class Version:
         if measured_at(found) > datetime.now(UTC) + timedelta(days=1):
             raise EvidenceBroken(
                 f"the tag {key} on version {self.number} of {self.name!r} says that it was measured in the future "
-                f"({found.measured_at}): it was changed, or a clock is wrong. Delete the tag, and measure it again."
+                f"({found.measured_at}): it was changed, or a clock is wrong. Delete the tag, and measure it again: "
+                f"mlflow.MlflowClient().delete_model_version_tag({self.name!r}, '{self.number}', {key!r})"
             )
         return found
 
