@@ -22,6 +22,7 @@ from pathlib import Path
 from flows.warm.launch import TAKEN
 from tasks.errors import RedoubtError
 from tasks.evidence.page import template
+from tasks.posture.ink import inked, to_svg
 
 ROOT = Path(__file__).parents[2]
 READY, STALE = b"r", b"s"  # what the worker is told
@@ -33,6 +34,7 @@ LATER = (  # what an evaluation loads only when it comes to it
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("great_expectations", "great_expectations.expectations.core", "sklearn.datasets", "pyarrow.pandas_compat"),
     *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"),
+    *("graphviz", "mlflow.tracking.request_header.registry"),
 )
 PAGES = ("report.html.jinja", "validation.html.jinja")
 
@@ -88,11 +90,22 @@ def load() -> None:
             import_module(name)
     for page in PAGES:
         template(page)
+    _draw()
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         raise RedoubtError(f"loading started the threads {', '.join(others)}; a process that has some is not forked.")
     gc.collect()
     gc.freeze()  # else the first collection in each child writes to, and so copies, every page
+
+
+def _draw() -> None:
+    """Draw a little, so that fonts and image formats are found before anybody draws."""
+    from matplotlib.figure import Figure
+
+    with inked():
+        figure = Figure()
+        figure.add_subplot().plot([0, 1], label="0.1%")
+        to_svg(figure, "warm-")
 
 
 class Mother:

@@ -126,7 +126,7 @@ def finish(queued: dict[str, str], worker: "subprocess.Popen[bytes]") -> tuple[l
                 peak[kind] = max(peak[kind], mib)
             if all(run.state.is_final() for run in runs) or worker.poll() is not None or time.monotonic() > deadline:
                 return runs, peak
-            time.sleep(2)
+            time.sleep(10)  # to look costs the machine as well
 
 
 def memory(worker: int) -> dict[str, int]:

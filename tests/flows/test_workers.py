@@ -172,7 +172,10 @@ def ray(workers: int = 2) -> Iterator[str]:
     head += [f"--ray-client-server-port={client}", f"--num-cpus={workers}", "--include-dashboard=false"]
     try:
         with cluster([*head, "--disable-usage-stats", f"--temp-dir={folder}"]):
-            yield patiently(f"ray=ray://127.0.0.1:{client}")
+            words = patiently(f"ray=ray://127.0.0.1:{client}")
+            probe = f"import ray; ray.init('ray://127.0.0.1:{client}')"  # Ray itself gives a client half a minute
+            assert any(subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0 for _ in range(5))
+            yield words
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
