@@ -16,7 +16,7 @@ def curve_chart(chapters: Sequence[Chapter], number: int, floor: float) -> str:
 
     with inked():
         figure = Figure(figsize=(6.2, 3.7))  # a layout that measures itself takes twice as long to draw
-        figure.subplots_adjust(left=0.105, right=0.985, bottom=0.135, top=0.975)
+        figure.subplots_adjust(left=0.13, right=0.985, bottom=0.13, top=0.975)
         axes = figure.add_subplot()
         for i, chapter in enumerate(chapters):
             report, colour = chapter.report.threats[number], COLOURS[i % len(COLOURS)]
