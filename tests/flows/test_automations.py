@@ -1,11 +1,8 @@
 """What a real Prefect server does by itself with the automations that `redoubt deploy` makes."""
 
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,6 +10,8 @@ import pytest
 from flows import automations
 from infra.services import prefect_server, running
 from tasks.announce import announce, announce_watch
+from tests.flows.webhook import listening
+from tests.flows.webhook import until as wait_until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.server, pytest.mark.timeout(600)]
 SOON = timedelta(seconds=12)  # the shortest that Prefect waits for what does not happen is 10 s
@@ -20,52 +19,25 @@ PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
-def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The URL of a webhook, and what was posted to it so far."""
-    heard: list[dict[str, Any]] = []
-
-    class Receiver(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", heard
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def heard(tmp_path_factory, receiver) -> Iterator[list[dict[str, Any]]]:
+def heard(tmp_path_factory) -> Iterator[list[dict[str, Any]]]:
     """What was posted, on a server whose automations wait for seconds instead of hours."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    with pytest.MonkeyPatch.context() as patch, running(prefect_server(tmp_path_factory.mktemp("prefect"))) as server:
+    service = prefect_server(tmp_path_factory.mktemp("prefect"))
+    with pytest.MonkeyPatch.context() as patch, running(service) as server, listening() as (webhook, posted):
         url = f"{server.url}/api"
-        patch.setenv("REDOUBT_WEBHOOK_URL", receiver[0])
+        patch.setenv("REDOUBT_WEBHOOK_URL", webhook)
         patch.setenv("PREFECT_API_URL", url)
         patch.setattr(automations, "LONG", SOON)
         patch.setattr(automations, "HEARTBEATS", SOON)
         with temporary_settings({PREFECT_API_URL: url}):
             automations.ensure_automations(watch_every=1)
             time.sleep(5)  # until the server acts on them
-            yield receiver[1]
+            yield posted
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:
-    """What holds() returned when it was true."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        found = holds()
-        if found:
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"waited {PATIENCE:g} s in vain: {what}")
+    return wait_until(holds, what, PATIENCE)
 
 
 def test_what_a_person_should_know_is_posted_once_and_nothing_else(heard):

@@ -1,14 +1,10 @@
 """`redoubt serve` as a user starts it: a weak model is registered, and then nobody does anything any more."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,8 @@ from infra.services import free_port
 from tasks.recall import known_of
 from tasks.track import aliases, registered
 from tests.flows.registering import register_weak
+from tests.flows.webhook import listening
+from tests.flows.webhook import until as wait_until
 
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1500)]
 ROOT = Path(__file__).parents[2]
@@ -26,29 +24,11 @@ SMALL = ("evaluation.samples=150", "policy.floor=0.7")
 PATIENCE = 900.0
 
 
-class Receiver(BaseHTTPRequestHandler):
-    """Keeps what is posted to it."""
-
-    heard: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        self.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """The URL of a webhook, and what was posted to it so far."""
-    heard: list[dict[str, Any]] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Kept", (Receiver,), {"heard": heard}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/a-secret-path", heard
-    server.shutdown()
-    server.server_close()
+    with listening() as (url, heard):
+        yield f"{url}/a-secret-path", heard
 
 
 @pytest.fixture
@@ -94,14 +74,7 @@ COMMAND = [sys.executable, "-m", "flows"]
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:
-    """What holds() returned when it was true."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        found = holds()
-        if found:
-            return found
-        time.sleep(1)
-    raise AssertionError(f"waited {PATIENCE:g} s in vain: {what}")
+    return wait_until(holds, what, PATIENCE)
 
 
 def asked(url: str, path: str) -> list[dict[str, Any]]:
