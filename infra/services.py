@@ -160,6 +160,7 @@ def mlflow_users(folder: Path, *, database: str, password: str) -> dict[str, str
         f"database_uri = {database}\n"
         "admin_username = admin\n"
         f"admin_password = {password}\n"
+        "auth_cache_ttl_seconds = 60\n"  # as in infra/basic_auth.ini
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     path.chmod(0o600)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,18 @@ def shared_data(monkeypatch: pytest.MonkeyPatch) -> Path | None:
         return None
     monkeypatch.setenv("REDOUBT_DATA", str(SHARED_DATA))
     return SHARED_DATA
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_events_under_way() -> Iterator[None]:
+    """End Prefect's connection for events with the file of tests that opened it.
+
+    It pings the server from a thread of its own with numbers of `random`, which Hypothesis does not allow.
+    """
+    yield
+    worker = sys.modules.get("prefect.events.worker")
+    if worker is not None:
+        worker.EventsWorker.drain_all(timeout=30)
 
 
 @pytest.fixture(scope="session")
