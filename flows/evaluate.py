@@ -3,6 +3,7 @@
 from prefect import flow
 
 from flows.config import EvaluateConfig
+from flows.whole import whole
 from tasks.data import Data
 from tasks.decide import decide
 from tasks.evaluate import champion_report, evaluate_robustness
@@ -13,7 +14,7 @@ from tasks.parts import named
 from tasks.publish import publish
 from tasks.record import record
 from tasks.replay import replay_examples
-from tasks.track import aliases, open_run
+from tasks.track import model_facts, open_run
 from tasks.validate import validate_data
 
 
@@ -28,7 +29,7 @@ def evaluate_model(config: EvaluateConfig, again: bool = False) -> Story:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
         model, version = fetch_model(config.model, run_id=run_id, shape=data.shape)
         chapter = doubt(model, version, data, config, run_id=run_id, again=again)
-        return publish(config.name, run_id, data, config.policy, [chapter])
+        return publish(config.name, run_id, data, config.policy, whole([chapter]))
 
 
 def doubt(
@@ -41,22 +42,28 @@ def doubt(
     report = evaluate_robustness(
         model, data, config.evaluation, split="test", run_id=run_id, name=config.name, again=again
     )
-    replays = replay_examples(config.name, model, data, report, run_id=run_id)
+    (held, tags), found = model_facts(config.name), whole(report)
+    replays = replay_examples(config.name, whole(tags), model, data, found, run_id=run_id)
     champion = None
-    if version is not None and version > aliases(config.name).get("champion", version):
+    if version is not None and version > held.get("champion", version):
         champion = champion_report(
             config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
         )
+    best = whole(champion)
     verdict = decide(
         model,
-        report,
+        found,
         config.policy,
-        champion=champion,
+        champion=best,
         replays=replays,
         name=config.name,
         version=version,
         data=data,
     )
     asked = config.model_dump(mode="json")
-    record(config.name, version, model, data, report, verdict, asked, replays=replays, champion=champion, run_id=run_id)
-    return Chapter(stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict)
+    evidence = record(
+        config.name, version, model, data, found, verdict, asked, replays=replays, champion=best, run_id=run_id
+    )
+    return Chapter(
+        stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict, evidence=evidence
+    )

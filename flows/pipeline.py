@@ -4,6 +4,7 @@ from prefect import flow
 
 from flows.config import PipelineConfig
 from flows.plans import note, remember
+from flows.whole import whole
 from tasks.candidates import candidates
 from tasks.data import Data
 from tasks.decide import decide, warn_of_few_samples
@@ -15,7 +16,7 @@ from tasks.promote import promote
 from tasks.publish import publish
 from tasks.record import record
 from tasks.replay import replay_examples
-from tasks.track import open_run
+from tasks.track import model_facts, open_run
 from tasks.train import train_model
 from tasks.validate import validate_data
 from tasks.verdicts import Champion
@@ -40,7 +41,7 @@ def posture_pipeline(config: PipelineConfig) -> Story:
             chapters.append(examine(hardened, data, config, champion, run_id=run_id))
             note(config, data, run_id, chapters[-1].verdict.outcome)
 
-        return publish(config.name, run_id, data, config.policy, chapters, rounds)
+        return publish(config.name, run_id, data, config.policy, whole(chapters), whole(rounds))
 
 
 def examine(
@@ -48,12 +49,18 @@ def examine(
 ) -> Chapter:
     """Attack a model on test, once; decide; register it, promote it if it passes, and record what was found."""
     report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id, name=config.name)
-    replays = replay_examples(config.name, model, data, report, run_id=run_id)
-    verdict = decide(model, report, config.policy, champion=champion, replays=replays, name=config.name, data=data)
-    version = promote(config.name, model, report, verdict)
+    found, best = whole(report), whole(champion)
+    tags = whole(model_facts(config.name)[1])
+    replays = replay_examples(config.name, tags, model, data, found, run_id=run_id)
+    verdict = decide(model, found, config.policy, champion=best, replays=replays, name=config.name, data=data)
+    version = promote(config.name, model, found, verdict)
     asked = config.as_evaluation(version).model_dump(mode="json")
-    record(config.name, version, model, data, report, verdict, asked, replays=replays, champion=champion, run_id=run_id)
-    return Chapter(stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict)
+    evidence = record(
+        config.name, version, model, data, found, verdict, asked, replays=replays, champion=best, run_id=run_id
+    )
+    return Chapter(
+        stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict, evidence=evidence
+    )
 
 
 def harden(data: Data, config: PipelineConfig, *, run_id: str) -> tuple[StoredModel, list[Chapter]]:

@@ -17,8 +17,8 @@ from tasks.metrics.replayed import ReplayReport
 from tasks.models import StoredModel
 from tasks.posture.finding import Finding
 from tasks.posture.findings import overdue
-from tasks.recall import find_known
-from tasks.track import log_dict, set_tags
+from tasks.recall import findings_in
+from tasks.track import log_dict, model_facts, set_tags, versions
 from tasks.verdicts import Champion, Check, Policy, Verdict, judge
 
 
@@ -61,11 +61,10 @@ def _with_findings(
     replays: Sequence[ReplayReport],
 ) -> Verdict:
     """The verdict with one check more: no finding that this evaluation leaves open is older than the policy allows."""
-    known = find_known(name)
-    ledger = known.findings if known else []
-    if known is None or not ledger:
+    ledger = findings_in(name, model_facts(name)[1])
+    if not ledger:
         return verdict
-    number = version or known.versions[-1].number + 1
+    number = version or max(versions(name), default=0) + 1
     after = advanced(ledger, observed(name, number, model.run_id, data, report, verdict, policy, replays))
     late = overdue(after, policy.max_finding_days, datetime.now(UTC))
     return Verdict.of((*verdict.checks, overdue_check(late, policy.max_finding_days)))

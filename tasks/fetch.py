@@ -19,13 +19,13 @@ from tasks.track import (
     STORED,
     WEIGHTS,
     Version,
+    aliases,
     download,
     keep_stored,
     keeps,
     load_bytes,
     load_stored,
     log_bytes,
-    model_facts,
     open_stage,
     own_source,
     registered,
@@ -69,10 +69,10 @@ def version_named(name: str) -> Version:
     found = REGISTERED.fullmatch(name)
     if found is None:
         raise WrongInput(f"{name!r} names no registered model. Write models:/NAME/3 or models:/NAME@champion.")
-    held, _ = model_facts(found["name"])
     known = {version.number: version for version in registered(found["name"])}
-    number = int(found["number"]) if found["number"] else held.get(found["alias"])
+    number = int(found["number"]) if found["number"] else aliases(found["name"]).get(found["alias"])
     if number not in known:
+        held = aliases(found["name"])
         names = [*map(str, known), *(f"@{alias}" for alias in held)]
         raise WrongInput(f"{name!r} is not registered. Known of {found['name']!r}: {', '.join(names) or 'none'}.")
     return known[number]

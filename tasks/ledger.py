@@ -120,11 +120,13 @@ def _nearest(arrays: Mapping[str, np.ndarray], norm: str) -> dict[str, np.ndarra
     return {name: array[few] for name, array in arrays.items()}
 
 
-def write_findings(name: str, findings: Sequence[Finding], known: Sequence[Finding] = ()) -> None:
-    """Keep the findings as tags of the registered model; those that are known to be there just so already are."""
+def write_findings(name: str, findings: Sequence[Finding], known: Sequence[Finding] = ()) -> dict[str, str]:
+    """Keep the findings as tags of the registered model, but for those that are known to be there; what was written."""
     there = {finding.id: finding for finding in known}
     changed = [finding for finding in findings if finding != there.get(finding.id)]
-    tag_model(name, {f"{FINDING}{finding.id}": finding.model_dump_json() for finding in changed})
+    tags = {f"{FINDING}{finding.id}": finding.model_dump_json() for finding in changed}
+    tag_model(name, tags)
+    return tags
 
 
 def finding_of(known: "Known", wanted: str) -> Finding:

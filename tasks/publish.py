@@ -2,6 +2,9 @@
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ from tasks.home import folder
 from tasks.metrics import ThreatReport
 from tasks.prove import append
 from tasks.results import PAGE, STORY, load_adversarial, load_outcomes
-from tasks.track import PAGE_OF, aliases, log_dict, log_text, run_tags, seconds, set_tags, tag_version
+from tasks.track import PAGE_OF, aliases, as_json, log_files, seconds, set_tags, tag_version
 from tasks.verdicts import Policy
 
 PICTURES = 6  # for each stage and threat model
@@ -47,14 +50,10 @@ def publish(
     page = render_page(story, *shown(story))
     path = page_path(story)
     path.write_text(page, encoding="utf-8")
-    log_text(story.run_id, page, PAGE)
-    log_dict(story.run_id, story.model_dump(mode="json"), STORY)
+    log_files(story.run_id, {PAGE: page.encode(), STORY: as_json(story.model_dump(mode="json"))})
     _vouch(story)
     set_tags(story.run_id, {"redoubt.verdict": story.verdict.outcome})
-    key = f"redoubt-{_slug(story.name)}"
-    create_markdown_artifact(render_markdown(story), key=key, description=f"Verdict on {story.name}")
-    create_table_artifact(_curves(story), key=f"{key}-curves", description="Robust accuracy against eps")
-    create_link_artifact(path.as_uri(), key=f"{key}-page", description="The whole report")
+    _show(story, path)
     announce(
         f"verdict.{story.verdict.outcome.replace(' ', '-')}",
         story.name,
@@ -66,16 +65,29 @@ def publish(
     return story
 
 
+def _show(story: Story, page: Path) -> None:
+    """Leave the verdict, the curves and the way to the page in Prefect, all at the same time."""
+    key, verdict = f"redoubt-{_slug(story.name)}", f"Verdict on {story.name}"
+    made = (
+        partial(create_markdown_artifact, render_markdown(story), key=key, description=verdict),
+        partial(create_table_artifact, _curves(story), key=f"{key}-curves", description="Robust accuracy against eps"),
+        partial(create_link_artifact, page.as_uri(), key=f"{key}-page", description="The whole report"),
+    )
+    with ThreadPoolExecutor(len(made)) as several:
+        for done in [several.submit(copy_context().run, make) for make in made]:
+            done.result()
+
+
 def _vouch(story: Story) -> None:
     """Tie page and story to the evidence of their versions, so that `redoubt verify` sees a change in them."""
-    proved = [(chapter, run_tags(chapter.run_id).get("redoubt.evidence", "")) for chapter in story.chapters]
-    evidence = [sha for _, sha in proved if sha]
+    evidence = [chapter.evidence for chapter in story.chapters if chapter.evidence]
     if not evidence:
         return
     appendix = append(story.run_id, evidence, (PAGE, STORY))
-    for chapter, sha in proved:
-        if sha and chapter.version is not None:
-            tag_version(story.name, chapter.version, {f"{PAGE_OF}{sha[:16]}": f"{story.run_id}:{appendix}"})
+    for chapter in story.chapters:
+        if chapter.evidence and chapter.version is not None:
+            place = f"{story.run_id}:{appendix}"
+            tag_version(story.name, chapter.version, {f"{PAGE_OF}{chapter.evidence[:16]}": place})
 
 
 def page_path(story: Story) -> Path:

@@ -46,8 +46,7 @@ class Known:
     @property
     def findings(self) -> list[Finding]:
         """The ledger, as it was last written. Raises EvidenceBroken for a tag that was changed."""
-        kept = {key: value for key, value in self.tags.items() if key.startswith(FINDING)}
-        return sorted((_finding(self.name, *one) for one in kept.items()), key=lambda f: (f.found_at, f.id))
+        return findings_in(self.name, self.tags)
 
     def version(self, number: int) -> Version:
         """One of its versions. Raises WrongInput."""
@@ -71,6 +70,12 @@ class Known:
         return self.version(int(number[1])).number
 
 
+def findings_in(name: str, tags: Mapping[str, str]) -> list[Finding]:
+    """The ledger that the tags of a registered model hold. Raises EvidenceBroken for a tag that was changed."""
+    kept = {key: value for key, value in tags.items() if key.startswith(FINDING)}
+    return sorted((_finding(name, *one) for one in kept.items()), key=lambda f: (f.found_at, f.id))
+
+
 def _finding(name: str, key: str, value: str) -> Finding:
     try:
         return Finding.model_validate_json(value)
@@ -82,18 +87,12 @@ def _finding(name: str, key: str, value: str) -> Finding:
 
 def known_of(name: str) -> Known:
     """What the registry knows of a model. Raises WrongInput, with the nearest name, for one that is not there."""
-    known = find_known(name)
-    if known is not None:
-        return known
+    versions = registered(name)
+    if versions:
+        return Known(name, *model_facts(name), versions)
     there = names()
     said = f"Registered: {', '.join(there)}." if there else "Nothing is registered here: `redoubt run digits` does."
     raise WrongInput(f"no model is registered as {name!r}.{did_you_mean(name, there)} {said}")
-
-
-def find_known(name: str) -> Known | None:
-    """What the registry knows of a model; None for one without a version."""
-    versions = registered(name)
-    return Known(name, *model_facts(name), versions) if versions else None
 
 
 def newest_record(version: Version) -> Record:

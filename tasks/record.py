@@ -1,6 +1,7 @@
 """Write down what one evaluation found: on the version, in the ledger, in the corpus, and as evidence."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -34,12 +35,13 @@ from tasks.track import (
     EVIDENCE,
     EVIDENCE_OF,
     RECORD,
+    as_json,
     environment,
-    log_bytes,
     log_dict,
+    log_files,
     log_metrics,
-    log_text,
     set_tags,
+    tag_abreast,
     tag_model,
     tag_version,
     timed,
@@ -98,8 +100,9 @@ def _recorded(
     """
     policy, before = Policy.model_validate(asked["policy"]), known_of(name)
     ledger = _ledger(before, version, model, data, report, verdict, policy, replays)
-    _grow_corpus(before, version, model, data, report)
-    known = known_of(name)
+    written = write_findings(name, ledger, before.findings)
+    written |= _grow_corpus(before, version, model, data, report)
+    known = replace(before, tags={**before.tags, **written})  # nobody else writes while it is reserved
     evidence, sha = prove(
         name,
         version,
@@ -115,17 +118,17 @@ def _recorded(
         corpora=corpora_of(known),
     )
     kept = _record(name, version, model, report, verdict, policy, replays, sha)
-    log_text(model.run_id, model_card(kept, evidence, ledger, coverage([kept])), CARD)
-    log_dict(model.run_id, ml_bom(kept, evidence, evidence.environment), BOM)
-    # One by one, in this order: a kill in between leaves a version that verifies, and that the same command records.
-    tags = {
-        f"{EVIDENCE_OF}{sha[:16]}": model.run_id,
-        f"{APPENDIX_OF}{sha[:16]}": append(model.run_id, (sha,), (CARD, BOM)),
-    }
-    tags |= version_tags(report, verdict)
-    tag_version(name, version, tags | {EVIDENCE: sha, f"{RECORD}{kept.key}": kept.model_dump_json()})
+    card, bom = model_card(kept, evidence, ledger, coverage([kept])), ml_bom(kept, evidence, evidence.environment)
+    log_files(model.run_id, {CARD: card.encode(), BOM: as_json(bom)})
+    # In this order: a kill in between leaves a version that verifies, and that the same command records.
+    appendix, there = append(model.run_id, (sha,), (CARD, BOM)), before.version(version).tags
+    tag_version(name, version, {f"{EVIDENCE_OF}{sha[:16]}": model.run_id})
+    told = version_tags(report, verdict) | {f"{APPENDIX_OF}{sha[:16]}": appendix}
+    tag_abreast(name, version, {key: value for key, value in told.items() if there.get(key) != value})
+    tag_version(name, version, {EVIDENCE: sha, f"{RECORD}{kept.key}": kept.model_dump_json()})
     on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
-    set_tags(model.run_id, on_run | {"redoubt.evidence": sha})  # last: evidence on a run must be in a chain
+    on_run["redoubt.evidence"] = sha  # last: evidence on a run must be in a chain
+    log_metrics(model.run_id, ledger_metrics(ledger, datetime.now(UTC)), tags=on_run)
     return sha, lost(before.version(version).records(), kept, before.findings, ledger)
 
 
@@ -152,19 +155,20 @@ def _ledger(
     policy: Policy,
     replays: Sequence[ReplayReport],
 ) -> list[Finding]:
-    """The ledger after this evaluation, as it was written down; its figures go to the run."""
+    """The ledger after this evaluation."""
     name = known.name
     seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, policy, replays), report)
     ledger = advanced(known.findings, seen)
     if known.aliases.get("champion") == version:
         ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
-    write_findings(name, ledger, known.findings)
-    log_metrics(model.run_id, ledger_metrics(ledger, datetime.now(UTC)))
     return ledger
 
 
-def _grow_corpus(known: Known, version: int, model: StoredModel, data: Data, report: RobustnessReport) -> None:
-    """Add what fooled this version to the stored examples, under each threat model."""
+def _grow_corpus(
+    known: Known, version: int, model: StoredModel, data: Data, report: RobustnessReport
+) -> dict[str, str]:
+    """Add what fooled this version to the stored examples, under each threat model; the tags that were written."""
+    files, tags = dict[str, bytes](), dict[str, str]()
     for threat in report.threats:
         found = load_adversarial(model.run_id, threat.threat.name)
         corpus = load_corpus(known.name, known.tags, threat.threat, data)
@@ -172,8 +176,11 @@ def _grow_corpus(known: Known, version: int, model: StoredModel, data: Data, rep
         rows, x_adv, y = (torch.from_numpy(found[key]) for key in ("rows", "x_adv", "y"))
         corpus = corpus.with_found(version, rows, x_adv, y)
         path = f"corpus/{threat.threat.name}.npz"
-        log_bytes(model.run_id, corpus.to_bytes(), path)
-        tag_model(known.name, {corpus_tag(threat.threat, data): corpus_place(model.run_id, path, corpus)})
+        files[path] = corpus.to_bytes()
+        tags[corpus_tag(threat.threat, data)] = corpus_place(model.run_id, path, corpus)
+    log_files(model.run_id, files)
+    tag_model(known.name, tags)
+    return tags
 
 
 def _record(

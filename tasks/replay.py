@@ -26,27 +26,27 @@ from tasks.models import StoredModel
 from tasks.parts import vouched
 from tasks.posture.evidence import digest
 from tasks.posture.finding import Finding
-from tasks.recall import Known, known_of
+from tasks.recall import Known, findings_in
 from tasks.results import REPLAY, load_adversarial, load_arrays, load_report
-from tasks.track import Version, load_bytes, log_dict, log_metrics, model_facts, timed
+from tasks.track import Version, load_bytes, log_dict, log_metrics, timed
 
 CORPUS = "redoubt.corpus."  # a tag of the registered model for each threat model and dataset: where it is, its digest
 
 
 @task(name="replay", task_run_name="replay-on-{model.stage}", cache_policy=NO_CACHE)
 def replay_examples(
-    name: str, model: StoredModel, data: Data, report: RobustnessReport, *, run_id: str
+    name: str, tags: Mapping[str, str], model: StoredModel, data: Data, report: RobustnessReport, *, run_id: str
 ) -> tuple[ReplayReport, ...]:
     """What the stored adversarial examples of the registered model `name` do to this one: one report a threat model.
 
-    Empty where nothing is stored. Raises EvidenceBroken for a corpus that was changed.
+    tags are those of the registered model. Empty where nothing is stored. Raises EvidenceBroken for a corpus that was
+    changed.
     """
-    tags = model_facts(name)[1]
     corpora = [corpus for t in report.threats if (corpus := load_corpus(name, tags, t.threat, data)) is not None]
     if not corpora:
         return ()
     with timed(run_id, f"replay/{model.stage}"):
-        network, known = network_of(model), known_of(name)
+        network, ledger = network_of(model), findings_in(name, tags)
         x, y = load_split(data, "test")
         rows = choose_rows(len(y), report.clean.n, report.seed)
         correct = torch.from_numpy(report.correct_samples())
@@ -60,7 +60,7 @@ def replay_examples(
                 fallen=packed(seen.fooled & seen.tried & correct),
                 samples=len(rows),
                 of_version=seen.of_version,
-                pairs=_pairs(known, network, corpus.threat, data),
+                pairs=_pairs(ledger, network, corpus.threat, data),
                 passes=seen.passes,
             )
             found.append(replayed)
@@ -70,9 +70,9 @@ def replay_examples(
         return tuple(found)
 
 
-def _pairs(known: Known, network: nn.Module, threat: ThreatModel, data: Data) -> dict[str, bool]:
+def _pairs(ledger: Sequence[Finding], network: nn.Module, threat: ThreatModel, data: Data) -> dict[str, bool]:
     """For each critical pair that flipped on some version: whether the model withstands what had flipped it."""
-    mine = [f for f in known.findings if f.kind == "pair" and (f.threat, f.data) == (threat.name, data.name)]
+    mine = [f for f in ledger if f.kind == "pair" and (f.threat, f.data) == (threat.name, data.name)]
     return {
         finding.subject: not still_works(network, examples_of(finding), finding.subject).any()
         for finding in mine

@@ -49,21 +49,24 @@ def _among_machines(name: str) -> Iterator[None]:
 def _entered(limit: str) -> AbstractContextManager[None]:
     """The slot, waited for; a server that is just being restarted is waited for as well. Raises TimeoutError."""
     from httpx import TransportError
+    from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
     from prefect.concurrency.sync import concurrency
 
     deadline = time.monotonic() + LONGEST
     while True:
+        slot = concurrency(
+            limit, lease_duration=LEASE, timeout_seconds=LONGEST, strict=True, raise_on_lease_renewal_failure=False
+        )
         try:
-            _made(limit)
-            slot = concurrency(
-                limit, lease_duration=LEASE, timeout_seconds=LONGEST, raise_on_lease_renewal_failure=False
-            )
             slot.__enter__()
             return slot
-        except TransportError:
+        except ConcurrencySlotAcquisitionError:  # a server that does not answer, or does not know the limit yet
             if time.monotonic() > deadline:
                 raise
-            time.sleep(1)
+            try:
+                _made(limit)
+            except TransportError:
+                time.sleep(1)
 
 
 def _left(slot: AbstractContextManager[None], limit: str) -> None:

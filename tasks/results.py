@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks.files import read_arrays
-from tasks.track import load_bytes, log_bytes, log_dict, log_metrics, log_text, set_tags
+from tasks.track import as_json, load_bytes, log_files, log_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,17 +41,17 @@ def save_evaluation(
     """
     prefix = "" if report.split == "test" else f"{report.split}/"
     values = {f"{prefix}{key}": value for key, value in report.metrics().items()}
-    log_metrics(stored.run_id, values, model=stored, data=data)
-    log_dict(stored.run_id, report.model_dump(mode="json"), f"{prefix}{REPORT}")
+    files = {f"{prefix}{REPORT}": as_json(report.model_dump(mode="json"))}
     tables: list[dict[str, str]] = []  # what makes MLflow show a JSON file as a table
     for found, threat in zip(outcomes, report.threats, strict=True):
         name = f"{prefix}{found.threat.name}"
         tables.append({"path": f"outcomes/{name}.json", "type": "table"})
-        log_text(stored.run_id, _table(found, rows, y), tables[-1]["path"])
-        log_bytes(stored.run_id, _adversarial(found, rows, x, y), f"adversarial/{name}.npz")
+        files[tables[-1]["path"]] = _table(found, rows, y).encode()
+        files[f"adversarial/{name}.npz"] = _adversarial(found, rows, x, y)
         for pair, flipped in _flipped(found, threat, rows, x, y).items():
-            log_bytes(stored.run_id, flipped, f"adversarial/{name}-{pair}.npz")
-    set_tags(stored.run_id, {"mlflow.loggedArtifacts": json.dumps(tables)})
+            files[f"adversarial/{name}-{pair}.npz"] = flipped
+    log_files(stored.run_id, files)
+    log_metrics(stored.run_id, values, model=stored, data=data, tags={"mlflow.loggedArtifacts": json.dumps(tables)})
 
 
 def load_report(run_id: str) -> "RobustnessReport":

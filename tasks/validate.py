@@ -20,7 +20,7 @@ from tasks.data.load import Pair, Split
 from tasks.errors import DataRejected
 from tasks.evidence import render_validation
 from tasks.home import folder
-from tasks.track import environment, log_dataset, log_dict, log_text, timed
+from tasks.track import as_json, environment, log_dataset, log_files, timed
 
 FIRST = 5  # rows that an error names
 
@@ -42,8 +42,8 @@ def validate_data(dataset: str, contract: DataContract, *, run_id: str) -> Data:
         data = describe(dataset, splits)
         result = checked(splits, contract, data)
         log_dataset(run_id, data)
-        log_dict(run_id, result, "validation/validation.json")
-        log_text(run_id, render_validation(result), "validation/validation.html")
+        page = render_validation(result).encode()
+        log_files(run_id, {"validation/validation.json": as_json(result), "validation/validation.html": page})
         if not result["success"]:
             raise DataRejected(_sentence(dataset, result))
         return data

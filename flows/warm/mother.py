@@ -23,6 +23,7 @@ from flows.warm.launch import TAKEN
 from tasks.errors import RedoubtError
 from tasks.evidence.page import template
 from tasks.posture.ink import inked, to_svg
+from tasks.track import build_ahead, environment
 
 ROOT = Path(__file__).parents[2]
 READY, STALE = b"r", b"s"  # what the worker is told
@@ -34,9 +35,10 @@ LATER = (  # what an evaluation loads only when it comes to it
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("great_expectations", "great_expectations.expectations.core", "sklearn.datasets", "pyarrow.pandas_compat"),
     *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"),
-    *("graphviz", "mlflow.tracking.request_header.registry"),
+    *("graphviz", "mlflow.tracking.request_header.registry", "netrc", "pyarrow.vendored.version"),
+    *("prefect.concurrency.sync", "prefect.utilities.visualization", "anyio._backends._asyncio"),
 )
-PAGES = ("report.html.jinja", "validation.html.jinja")
+PAGES = ("report.html.jinja", "soundness.html.jinja", "validation.html.jinja")
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def load() -> None:
     for page in PAGES:
         template(page)
     _draw()
+    _build()
+    environment()
     others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if others:
         raise RedoubtError(f"loading started the threads {', '.join(others)}; a process that has some is not forked.")
@@ -106,6 +110,21 @@ def _draw() -> None:
         figure = Figure()
         figure.add_subplot().plot([0, 1], label="0.1%")
         to_svg(figure, "warm-")
+
+
+def _build() -> None:
+    """Build what is built when it is first used: Prefect's models, and what finds image formats and MLflow's stores."""
+    from PIL import Image
+    from pydantic import BaseModel
+
+    waiting: list[type[BaseModel]] = [BaseModel]
+    while waiting:
+        model = waiting.pop()
+        waiting += model.__subclasses__()
+        if model.__module__.startswith("prefect.") and not model.__pydantic_complete__:
+            model.model_rebuild(raise_errors=False)
+    Image.preinit()
+    build_ahead()
 
 
 class Mother:

@@ -110,11 +110,14 @@ def _render(name: str, **values: Any) -> str:
     return template(name).render(**values, style=Markup(style), guard=guard(style))
 
 
-@cache
 def template(name: str) -> Template:
     """A page's template, compiled once in a process: that takes longer than filling it in."""
-    environment = Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(name)
+    return _templates().get_template(name)
+
+
+@cache
+def _templates() -> Environment:
+    return Environment(loader=FunctionLoader(_read), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def _read(name: str) -> str:

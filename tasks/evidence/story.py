@@ -19,6 +19,7 @@ class Chapter(BaseModel, frozen=True, extra="forbid"):
     version: int | None = Field(None, description="in the model registry")
     report: RobustnessReport
     verdict: Verdict
+    evidence: str = Field("", description="the SHA-256 of the evidence on the verdict; empty while hardening")
 
 
 class Story(BaseModel, frozen=True, extra="forbid"):

@@ -1,6 +1,7 @@
 """The only door to MLflow."""
 
-from tasks.track.kept import artifacts, download, keeps, load_bytes, log_bytes, log_dict, log_text
+from tasks.track.ahead import build_ahead
+from tasks.track.kept import artifacts, as_json, download, keeps, load_bytes, log_bytes, log_dict, log_files, log_text
 from tasks.track.models import (
     MODEL_FILES,
     STORED,
@@ -27,6 +28,7 @@ from tasks.track.registry import (
     register,
     registered,
     set_alias,
+    tag_abreast,
     tag_model,
     tag_version,
     versions,
@@ -63,6 +65,8 @@ __all__ = [
     "Version",
     "aliases",
     "artifacts",
+    "as_json",
+    "build_ahead",
     "children",
     "client",
     "commit",
@@ -78,6 +82,7 @@ __all__ = [
     "log_bytes",
     "log_dataset",
     "log_dict",
+    "log_files",
     "log_history",
     "log_metrics",
     "log_text",
@@ -99,6 +104,7 @@ __all__ = [
     "seconds",
     "set_alias",
     "set_tags",
+    "tag_abreast",
     "tag_model",
     "tag_version",
     "timed",

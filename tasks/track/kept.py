@@ -8,14 +8,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tasks.track.places import checked, place_of_run
-from tasks.track.store import client, patient
+from tasks.track.places import checked, location, place_of_run
+from tasks.track.store import abreast, client, patient
 
-LARGEST = 64 * 2**20  # bytes of written files that are remembered while a run is open
+LARGEST = 64 * 2**20  # bytes of files that are remembered while a run is open
 
 
 class _Memory:
-    """What this process has written while a run of its own is open, so that it need not ask for it again.
+    """Files of runs that this process has written or read while a run of its own is open: each is asked for once.
 
     A run's files are written by the process that opened it. What others read later, as `redoubt verify` does, comes
     from the store.
@@ -61,7 +61,12 @@ def log_text(run_id: str, text: str, path: str) -> None:
 
 def log_dict(run_id: str, values: Mapping[str, Any], path: str) -> None:
     """Keep a mapping as a JSON artifact."""
-    log_text(run_id, json.dumps(dict(values), indent=2, default=str), path)
+    log_bytes(run_id, as_json(values), path)
+
+
+def as_json(values: Mapping[str, Any]) -> bytes:
+    """A mapping as it is kept."""
+    return json.dumps(dict(values), indent=2, default=str).encode()
 
 
 def log_bytes(run_id: str, raw: bytes, path: str) -> None:
@@ -74,13 +79,21 @@ def log_bytes(run_id: str, raw: bytes, path: str) -> None:
     _MEMORY.keep(f"runs:/{run_id}/{path}", raw)
 
 
+def log_files(run_id: str, files: Mapping[str, bytes]) -> None:
+    """Keep several files as artifacts, by their paths."""
+    abreast(lambda one: log_bytes(run_id, one[1], one[0]), files.items())
+
+
 def load_bytes(uri: str) -> bytes:
     """The bytes of an artifact, e.g. runs:/<run>/<path>. Raises EvidenceBroken for what is no place in this store."""
     known = _MEMORY.get(uri)
     if known is not None:
         return known
     with tempfile.TemporaryDirectory() as scratch:
-        return download(uri, scratch).read_bytes()
+        raw = download(uri, scratch).read_bytes()
+    if uri.startswith("runs:/"):
+        _MEMORY.keep(uri, raw)
+    return raw
 
 
 def download(uri: str, into: str) -> Path:
@@ -99,14 +112,15 @@ def download(uri: str, into: str) -> Path:
 
 
 def placed(uri: str) -> str:
-    """Where runs:/<run>/<path> lies; any other URI as it is.
+    """Where runs:/<run>/<path> or models:/m-ID/<path> lies; any other URI as it is.
 
-    MLflow asks the server where, and what models the run has logged, for each file anew; a run's place never changes.
+    MLflow asks the server where, and what models the run has logged, for each file anew; neither place ever changes.
     """
-    if not uri.startswith("runs:/"):
-        return uri
-    run_id, _, path = uri.removeprefix("runs:/").partition("/")
-    return f"{place_of_run(run_id).artifacts.rstrip('/')}/{path}"
+    kind, _, rest = uri.partition(":/")
+    root, _, path = rest.partition("/")
+    if kind == "runs" or root.startswith("m-"):
+        return f"{location(f'{kind}:/{root}').rstrip('/')}/{path}"
+    return uri
 
 
 def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:

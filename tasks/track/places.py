@@ -4,12 +4,17 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
 from tasks.errors import EvidenceBroken
-from tasks.track.store import client
+from tasks.track.store import client, patient
 
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+MOST = 1000  # places that are remembered
 RUN = re.compile(r"runs:/(?P<run>[A-Za-z0-9]{1,64})/(?P<path>.*)", re.DOTALL)
 MODEL = re.compile(
     r"models:/(?:(?P<id>m-[A-Za-z0-9]{1,64})|(?P<name>[^/@']+)/(?P<number>\d+))(?:/(?P<path>.+))?", re.DOTALL
@@ -56,15 +61,22 @@ class RunPlace:
     artifacts: str
 
 
+_PLACES: dict[tuple[str, str], RunPlace] = {}  # by the store and the run; a run's place never changes
+
+
+def keep_place(run: "Run") -> RunPlace:
+    """Where a run stands that the store has just told of, so that it need not be asked again."""
+    place = RunPlace(str(run.info.experiment_id), str(run.info.artifact_uri))
+    if len(_PLACES) >= MOST:
+        _PLACES.clear()
+    _PLACES[client().tracking_uri, str(run.info.run_id)] = place
+    return place
+
+
 def place_of_run(run_id: str) -> RunPlace:
     """Where a run stands in this store."""
-    return _place_of_run(client().tracking_uri, run_id)
-
-
-@lru_cache(maxsize=1000)
-def _place_of_run(store: str, run_id: str) -> RunPlace:  # noqa: ARG001  # another store, another answer
-    info = client().get_run(run_id).info
-    return RunPlace(str(info.experiment_id), str(info.artifact_uri))
+    known = _PLACES.get((client().tracking_uri, run_id))
+    return known or keep_place(client().get_run(run_id))
 
 
 def location(root: str) -> str:
@@ -72,8 +84,8 @@ def location(root: str) -> str:
     return _location(client().tracking_uri, root)
 
 
-@lru_cache(maxsize=1000)  # a place never moves, and a server with passwords takes 0.2 s to tell it
-def _location(store: str, root: str) -> str:  # noqa: ARG001  # another store, another answer
+@lru_cache(maxsize=MOST)  # a place never moves, and a server with passwords takes 0.2 s to tell it
+def _location(uri: str, root: str) -> str:  # noqa: ARG001  # another store, another answer
     found = RUN.fullmatch(f"{root}/x") or MODEL.fullmatch(root)
     assert found is not None
     known = found.groupdict()
@@ -81,7 +93,8 @@ def _location(store: str, root: str) -> str:  # noqa: ARG001  # another store, a
         return place_of_run(known["run"]).artifacts
     if known.get("id"):
         return client().get_logged_model(known["id"]).artifact_location or ""
-    return client().get_model_version_download_uri(known["name"], known["number"]) or ""
+    store = patient()
+    return store.ask(lambda: store.registry().get_model_version_download_uri(known["name"], known["number"])) or ""
 
 
 def _on_this_machine(root: str) -> Path | None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.posture import Record
 from tasks.posture.changes import measured_at
-from tasks.track.store import client, patient
+from tasks.track.store import abreast, client, patient
 
 if TYPE_CHECKING:
     from tasks.models import StoredModel
@@ -85,9 +85,16 @@ def make_model(name: str) -> None:
 
 def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
     """The versions that bear an alias, and the tags of the registered model; both empty where it is not registered."""
-    found = next(iter(client().search_registered_models(_named(name))), None)  # bears what get_registered_model does
-    if found is None:
-        return {}, {}
+    from mlflow.exceptions import MlflowException
+
+    _named(name)
+    store = patient()
+    try:
+        found = store.ask(lambda: store.registry().get_registered_model(name))
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}, {}
+        raise
     return {alias: int(number) for alias, number in found.aliases.items()}, dict(found.tags)
 
 
@@ -132,17 +139,21 @@ def set_alias(name: str, alias: str, number: int) -> None:
 
 
 def tag_version(name: str, number: int, tags: Mapping[str, str]) -> None:
-    """Set tags on a version."""
+    """Set tags on a version, one after another."""
     store = patient()
     for key, value in tags.items():
         store.ask(partial(store.registry().set_model_version_tag, name, str(number), key, value))
 
 
+def tag_abreast(name: str, number: int, tags: Mapping[str, str]) -> None:
+    """Set tags on a version, in no order."""
+    abreast(lambda one: tag_version(name, number, dict([one])), tags.items())
+
+
 def tag_model(name: str, tags: Mapping[str, str]) -> None:
-    """Set tags on the registered model itself."""
+    """Set tags on the registered model itself, in no order."""
     store = patient()
-    for key, value in tags.items():
-        store.ask(partial(store.registry().set_registered_model_tag, name, key, value))
+    abreast(lambda one: store.ask(partial(store.registry().set_registered_model_tag, name, *one)), tags.items())
 
 
 def _named(name: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +19,7 @@ from tasks.errors import StoreUnreachable, WrongInput
 from tasks.home import folder
 from tasks.track.alive import is_gone, me
 from tasks.track.kept import log_dict, remembered
-from tasks.track.places import place_of_run
+from tasks.track.places import keep_place, place_of_run
 from tasks.track.store import client, patient
 
 if TYPE_CHECKING:
@@ -28,7 +29,20 @@ if TYPE_CHECKING:
     from tasks.models import StoredModel
 
 PROCESS = "redoubt.process"  # a tag: which process makes the run
+SECONDS = "seconds/"  # before the name of a step, in the name of a metric
 PACKAGES = ("redoubt", "torch", "numpy", "prefect", "mlflow", "great-expectations")
+
+
+@dataclass
+class _Opened:
+    """A run that this process has open: what it need not ask the store for."""
+
+    shared: bool  # with workers, which add stages and figures of their own
+    stages: dict[str, str] = field(default_factory=dict)  # the run of each, by its name
+    took: dict[str, float] = field(default_factory=dict)  # seconds of each step
+
+
+_OPENED: dict[str, _Opened] = {}
 
 
 @contextmanager
@@ -39,8 +53,10 @@ def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
     _close_killed(store, place)
     run = store.create_run(place, tags=_provenance() | {PROCESS: me()})
     run_id = run.info.run_id
+    keep_place(run)
     log_dict(run_id, config, "config.json")
     status = "KILLED"
+    opened = _OPENED[run_id] = _Opened(shared=bool(os.environ.get("REDOUBT_WORKERS")))
     try:
         with remembered():
             yield run_id
@@ -49,7 +65,10 @@ def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
         status = "FAILED"
         raise
     finally:
+        if opened.took:
+            log_metrics(run_id, _as_metrics(opened.took))
         _close(store, run_id, status)
+        del _OPENED[run_id]
     patient().settle()  # what the run came to is said when all of it is kept
 
 
@@ -62,40 +81,70 @@ def _close_killed(store: "MlflowClient", experiment: str) -> None:
 
 def _close(store: "MlflowClient", run_id: str, status: str) -> None:
     """End the run and its stages. Where the store does not answer, the run's end goes to the spool."""
-    stages = []
+    stages: Sequence[str] = ()
     with suppress(StoreUnreachable):
-        stages = _stages(store, run_id)
+        opened = _alone(run_id)
+        stages = tuple(opened.stages.values()) if opened else _left_open(store, run_id)
     for stage in stages:
-        if stage.info.status == "RUNNING":
-            store.set_terminated(stage.info.run_id, status)
+        store.set_terminated(stage, status)
     store.set_terminated(run_id, status)
+
+
+def _alone(run_id: str) -> _Opened | None:
+    """The run, if this process has it open and is the only one that adds to it."""
+    opened = _OPENED.get(run_id)
+    return opened if opened is not None and not opened.shared else None
+
+
+def _left_open(store: "MlflowClient", run_id: str) -> tuple[str, ...]:
+    return tuple(run.info.run_id for run in _stages(store, run_id) if run.info.status == "RUNNING")
 
 
 def open_stage(run_id: str, stage: str) -> str:
     """The id of the child run of that name, made if it is absent."""
     store = client()
-    for run in _stages(store, run_id):
-        if run.info.run_name == stage:
-            return str(run.info.run_id)
+    opened = _alone(run_id)
+    known = opened.stages if opened else {run.info.run_name: run.info.run_id for run in _stages(store, run_id)}
+    if stage in known:
+        return known[stage]
     tags = {"mlflow.parentRunId": run_id, "redoubt.stage": stage}
-    return str(store.create_run(place_of_run(run_id).experiment, run_name=stage, tags=tags).info.run_id)
+    made = store.create_run(place_of_run(run_id).experiment, run_name=stage, tags=tags)
+    keep_place(made)
+    if run_id in _OPENED:
+        _OPENED[run_id].stages[stage] = made.info.run_id
+    return str(made.info.run_id)
 
 
 @contextmanager
 def timed(run_id: str, step: str) -> Iterator[None]:
-    """Log how long the block took as seconds/<step> of the run."""
+    """Log how long the block took as seconds/<step> of the run: when the run ends, where this process has it open."""
     started = time.perf_counter()
     yield
     took = time.perf_counter() - started
-    log_metrics(run_id, {f"seconds/{step}": took})
+    if run_id in _OPENED:
+        _OPENED[run_id].took[step] = took
+    else:  # of a candidate on a worker
+        log_metrics(run_id, _as_metrics({step: took}))
     logging.getLogger("redoubt").info("%-28s %6.1f s", step, took)
 
 
+def _as_metrics(took: Mapping[str, float]) -> dict[str, float]:
+    return {f"{SECONDS}{step}": seconds for step, seconds in took.items()}
+
+
 def log_metrics(
-    run_id: str, values: Mapping[str, float], *, model: "StoredModel | None" = None, data: "Data | None" = None
+    run_id: str,
+    values: Mapping[str, float],
+    *,
+    model: "StoredModel | None" = None,
+    data: "Data | None" = None,
+    tags: Mapping[str, str] | None = None,
 ) -> None:
-    """Log every value in one request, tied to the model and the data that it was measured on, if they are given."""
-    from mlflow.entities import Metric
+    """Log every value, and set the tags, in one request.
+
+    Values are tied to the model and the data that they were measured on, if these are given.
+    """
+    from mlflow.entities import Metric, RunTag
 
     tie: dict[str, str] = {}
     if model is not None and model.model_uri:
@@ -103,7 +152,8 @@ def log_metrics(
     if data is not None:
         tie |= {"dataset_name": data.name, "dataset_digest": data.digest}
     now = int(time.time() * 1000)
-    client().log_batch(run_id, metrics=[Metric(key, float(value), now, 0, **tie) for key, value in values.items()])
+    metrics = [Metric(key, float(value), now, 0, **tie) for key, value in values.items()]
+    client().log_batch(run_id, metrics=metrics, tags=[RunTag(key, value) for key, value in (tags or {}).items()])
 
 
 def log_history(run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
@@ -117,10 +167,8 @@ def log_history(run_id: str, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags on a run."""
-    from mlflow.entities import RunTag
-
-    client().log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    """Set tags on a run, in one request."""
+    log_metrics(run_id, {}, tags=tags)
 
 
 def log_dataset(run_id: str, data: "Data") -> None:
@@ -177,9 +225,13 @@ def runs_of(name: str) -> dict[str, dict[str, str]]:
 
 
 def seconds(run_id: str) -> dict[str, float]:
-    """How long each step of the run took, in the order in which they ended."""
-    metrics = client().get_run(run_id).data.metrics
-    return {key.removeprefix("seconds/"): value for key, value in metrics.items() if key.startswith("seconds/")}
+    """How long each step of the run took: those on workers, then this process's in the order in which they ended."""
+    opened = _alone(run_id)
+    if opened:
+        return dict(opened.took)
+    logged = run_metrics(run_id)
+    there = {key.removeprefix(SECONDS): value for key, value in logged.items() if key.startswith(SECONDS)}
+    return there | (_OPENED[run_id].took if run_id in _OPENED else {})
 
 
 def _experiment(store: "MlflowClient", name: str) -> str:
@@ -208,8 +260,9 @@ def _version(package: str) -> str:
     return version(package)
 
 
+@cache
 def commit() -> str:
-    """The commit of Redoubt's own code; empty where it is no git repository, or git is absent."""
+    """The commit of Redoubt's own code when it was first asked; empty where it is no repository, or git is absent."""
     root = Path(__file__).parents[2]
     if shutil.which("git") is None:  # as in the image
         return ""

@@ -4,7 +4,9 @@ import logging
 import os
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from tasks.errors import StoreUnreachable
 from tasks.health.servers import without_password
@@ -15,6 +17,8 @@ from tasks.track.patience import Patient
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+T = TypeVar("T")
+ABREAST = 4  # requests at the same time
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -57,6 +61,18 @@ def patient() -> Patient:
         _ANSWERED[uri] = Patient(mlflow.MlflowClient(), uri)
         _left_over(_ANSWERED[uri])
     return _ANSWERED[uri]
+
+
+def abreast(do: Callable[[T], None], each: Iterable[T]) -> None:
+    """Do it for each: several at the same time where a server is asked, one after another in a database."""
+    waiting = list(each)
+    if patient().spool is None or len(waiting) < 2:
+        for one in waiting:
+            do(one)
+        return
+    with ThreadPoolExecutor(ABREAST) as several:
+        for done in [several.submit(do, one) for one in waiting]:
+            done.result()
 
 
 def _left_over(store: Patient) -> None:
