@@ -26,8 +26,12 @@ GRACE = 20.0  # seconds that the server has to end
 def prefect_api() -> Iterator[Callable[[], None]]:
     """Start a server on a free local port and set PREFECT_API_URL; call what it yields before the first flow.
 
-    Where PREFECT_API_URL names a server already, nothing is started. Raises StoreUnreachable.
+    Where PREFECT_API_URL names a server already, nothing is started. Raises StoreUnreachable, and without having
+    started anything where MLflow's server does not answer.
     """
+    from tasks.track import require_mlflow
+
+    require_mlflow()
     named = os.environ.get("PREFECT_API_URL")
     if named:
         from tasks.doctor import require_prefect

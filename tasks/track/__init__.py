@@ -51,7 +51,7 @@ from tasks.track.runs import (
     set_tags,
     timed,
 )
-from tasks.track.store import client, embedded_store, patient
+from tasks.track.store import client, embedded_store, patient, require_mlflow
 
 __all__ = [
     "APPENDIX_OF",
@@ -97,6 +97,7 @@ __all__ = [
     "patient",
     "register",
     "registered",
+    "require_mlflow",
     "run_metrics",
     "run_tags",
     "runs_of",

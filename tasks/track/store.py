@@ -82,6 +82,11 @@ def _left_over(store: Patient) -> None:
         logging.getLogger("redoubt").warning("writes that earlier runs left in the spool: %s", done)
 
 
+def require_mlflow() -> None:
+    """Raise StoreUnreachable where MLFLOW_TRACKING_URI names a server that is silent. Loads nothing of MLflow."""
+    _reachable(os.environ.get("MLFLOW_TRACKING_URI", ""))
+
+
 def embedded_store() -> str:
     """The URI of the store that is used where MLFLOW_TRACKING_URI names none. Raises StoreUnreachable."""
     return f"sqlite:///{folder('mlflow')}/mlflow.db"

@@ -27,6 +27,16 @@ def test_an_open_run_knows_what_it_wrote_and_everybody_else_asks_the_store(home,
         assert load_bytes(f"runs:/{later}/b.json") == b'{\n  "b": 1\n}'  # another run that ends takes nothing from it
 
 
+def test_an_open_run_reads_a_file_of_another_once(home, change):
+    with open_run("x", {}) as other:
+        log_bytes(other, b"weights", "weights.bin")
+    with open_run("x", {}):
+        assert load_bytes(f"runs:/{other}/weights.bin") == b"weights"
+        change(other, "weights.bin", b"changed")
+        assert load_bytes(f"runs:/{other}/weights.bin") == b"weights"  # what was judged is what is recorded
+    assert load_bytes(f"runs:/{other}/weights.bin") == b"changed"
+
+
 def test_what_is_written_twice_is_known_as_it_was_written_last(home):
     with open_run("x", {}) as run_id:
         log_bytes(run_id, b"first", "raw.bin")

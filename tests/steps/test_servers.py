@@ -8,9 +8,21 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from tasks.errors import StoreUnreachable
-from tasks.track import client, load_bytes, log_dict, log_metrics, open_run
+from tasks.track import (
+    artifacts,
+    client,
+    load_bytes,
+    log_dict,
+    log_files,
+    log_metrics,
+    make_model,
+    model_facts,
+    open_run,
+    tag_model,
+)
 
 
 @pytest.fixture
@@ -49,3 +61,15 @@ def test_runs_and_artifacts_go_to_the_server_and_nothing_to_standard_output(serv
     assert b'"b": 2' in load_bytes(f"runs:/{run_id}/deep/er.json")
     assert list((tmp_path / "artifacts").rglob("er.json"))
     assert capsys.readouterr().out == ""
+
+    files = {f"many/{i}.txt": f"file {i}".encode() for i in range(9)}
+    log_files(run_id, files)  # several at the same time
+    assert artifacts(run_id, "many") == tuple(files)
+    assert {path: load_bytes(f"runs:/{run_id}/{path}") for path in files} == files
+    make_model("remote")
+    tags = {f"tag {i}": str(i) for i in range(9)}
+    tag_model("remote", tags)
+    assert model_facts("remote") == ({}, tags)
+    assert model_facts("nowhere") == ({}, {})
+    with pytest.raises(MlflowException, match=r"too long|exceeds"):
+        tag_model("remote", {"fits": "1", "t" * 300: "does not", "fits too": "1"})
