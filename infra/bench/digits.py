@@ -18,6 +18,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 ROOT = Path(__file__).parents[2]
 INTERVAL = 0.005
@@ -27,7 +28,7 @@ PACKAGES = (*HEAVY, "tensor code", "redoubt", *LIGHT)
 TENSORS = ("tasks/attacks/", "tasks/defences/", "tasks/models/fit.py", "tasks/metrics/isolation.py")
 
 
-def owner(frame) -> str:
+def owner(frame: FrameType | None) -> str:
     """Who is credited for a stack."""
     found = []
     while frame is not None:

@@ -12,17 +12,18 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torch.optim import lr_scheduler
 
 from flows.recipes import mnist
 from tasks.data import load
-from tasks.defences import DEFENCES
-from tasks.models import build, fit
+from tasks.defences import DEFENCES, Defence
+from tasks.models import TrainingConfig, build, fit
 
 ROUNDS = 3
 
 
-def bare(model, x, y, loss, config) -> None:
+def bare(model: nn.Module, x: Tensor, y: Tensor, loss: Defence, config: TrainingConfig) -> None:
     """What one would write without us."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     steps = config.epochs * -(-len(x) // config.batch_size)
