@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.request import urlopen
 from uuid import uuid4
@@ -90,6 +91,8 @@ class Patient:
         self._mine: set[str] = set()  # the runs for which this process has put writes into the spool
         self._pause, self._next = FIRST_PAUSE, 0.0
         self._lost = False  # it did not answer within the patience: until it does, one try must do
+        self._waiting = False  # somebody was told that it is waited for
+        self._spooling = RLock()  # several threads may write at the same time
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._client, name)
@@ -116,18 +119,20 @@ class Patient:
                 failure = self._deliver_mine()
                 if failure is None:
                     answer = call()
-                    self._lost = False
+                    self._lost = self._waiting = False
                     return answer
+                self._waiting = True  # which was said when the first write was spooled
             except Exception as error:
-                told, failure = failure is not None, _understood(error)
-                if not told and not self._lost:
+                failure = _understood(error)
+                if not self._waiting and not self._lost:
+                    self._waiting = True
                     log.warning(
                         "%s does not answer (%s). It is waited for, at most %g seconds (REDOUBT_PATIENCE).",
                         self._store,
                         _short(failure),
                         patience(),
                     )
-        self._lost = True
+        self._lost, self._waiting = True, False
         raise self._gave_up(failure) from failure
 
     def deliver(self) -> Delivered:
@@ -152,27 +157,32 @@ class Patient:
             kwargs = {"end_time": int(time.time() * 1000)} | kwargs
         if self._mine and time.monotonic() >= self._next:
             self._deliver_mine()
+        failure: Exception | None = None
         if not self._mine:
             try:
                 getattr(self._client, what)(run_id, *(str(a) if isinstance(a, Path) else a for a in args), **kwargs)
                 return
             except Exception as error:
                 failure = _understood(error)
-            log.warning(
-                "%s does not answer (%s). What is to be logged is kept in %s, and delivered when it does, at the "
-                "latest by `redoubt deliver`.",
-                self._store,
-                _short(failure),
-                self.spool.folder,
-            )
-            self._later()
-        self._mine.add(run_id)
-        self.spool.append(run_id, what, (run_id, *args), kwargs)
+        with self._spooling:
+            if failure and not self._mine:  # the first of those that write at the same time
+                log.warning(
+                    "%s does not answer (%s). What is to be logged is kept in %s, and delivered when it does, at the "
+                    "latest by `redoubt deliver`.",
+                    self._store,
+                    _short(failure),
+                    self.spool.folder,
+                )
+                self._later()
+            self._mine.add(run_id)
+            self.spool.append(run_id, what, (run_id, *args), kwargs)
 
     def _deliver_mine(self) -> BaseException | None:
         """Deliver the spool if this process has anything in it; why its own could not be delivered, or None."""
-        if not self._mine:
-            return None
+        with self._spooling:
+            return self._delivered_mine() if self._mine else None
+
+    def _delivered_mine(self) -> BaseException | None:
         done = self.deliver()
         if done.refused:
             told = f"MLflow at {self.uri} refuses what was kept for it: {'; '.join(done.refused.values())}"

@@ -20,11 +20,15 @@ from tasks.track import (
     load_bytes,
     log_bytes,
     log_dict,
+    log_files,
     log_metrics,
     log_text,
+    make_model,
+    model_facts,
     open_run,
     patient,
     register,
+    tag_model,
 )
 from tasks.track import store as store_module
 from tasks.track.patience import patience, spool_of
@@ -107,6 +111,22 @@ def test_that_it_waits_is_said_once(door, caplog):
     waits = [one for one in caplog.messages if "It is waited for, at most 20 seconds (REDOUBT_PATIENCE)" in one]
     assert len(waits) == 1
     assert waits[0].startswith(f"MLflow at {door.url} does not answer")
+
+
+def test_what_is_written_at_the_same_time_is_kept_once_and_told_of_once(door, caplog):
+    make_model("abreast")
+    files, tags = {f"{i}.txt": f"file {i}".encode() for i in range(12)}, {f"tag {i}": str(i) for i in range(12)}
+    with open_run("abreast", {}) as run_id:
+        door.close()
+        log_files(run_id, files)
+        assert len(spool_of(door.url)) == len(files)
+        later(door.open)
+        tag_model("abreast", tags)
+        assert len(spool_of(door.url)) == 0
+    assert model_facts("abreast")[1] == tags
+    assert {path: load_bytes(f"runs:/{run_id}/{path}") for path in files} == files
+    for told, often in (("is kept in", 1), ("It is waited for", 0), ("answers again: 12 delivered", 1)):
+        assert sum(told in message for message in caplog.messages) == often, told
 
 
 def test_a_version_is_registered_once_though_the_answer_was_lost(door):
