@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from flows.config import Plan
 from flows.pipeline import examine, harden
 from flows.plans import digest_of, note, plan_of
+from flows.whole import whole
 from tasks.data import describe, load
 from tasks.evaluate import champion_report
 from tasks.evidence import Story
@@ -93,4 +94,4 @@ def _hardened(plan: Plan, failed: int | None, reason: str) -> Story:
         model, rounds = harden(data, plan, run_id=run_id)
         chapter = examine(model, data, plan, champion, run_id=run_id)
         note(plan, data, run_id, chapter.verdict.outcome)
-        return publish(plan.name, run_id, data, plan.policy, [chapter], rounds)
+        return publish(plan.name, run_id, data, plan.policy, whole([chapter]), whole(rounds))

@@ -69,8 +69,8 @@ def version_named(name: str) -> Version:
     found = REGISTERED.fullmatch(name)
     if found is None:
         raise WrongInput(f"{name!r} names no registered model. Write models:/NAME/3 or models:/NAME@champion.")
-    known = {version.number: version for version in registered(found["name"])}
     number = int(found["number"]) if found["number"] else aliases(found["name"]).get(found["alias"])
+    known = {version.number: version for version in registered(found["name"])}  # later: the alias may be brand-new
     if number not in known:
         held = aliases(found["name"])
         names = [*map(str, known), *(f"@{alias}" for alias in held)]

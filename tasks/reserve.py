@@ -52,7 +52,7 @@ def _entered(limit: str) -> AbstractContextManager[None]:
     from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
     from prefect.concurrency.sync import concurrency
 
-    deadline = time.monotonic() + LONGEST
+    deadline, made = time.monotonic() + LONGEST, False
     while True:
         slot = concurrency(
             limit, lease_duration=LEASE, timeout_seconds=LONGEST, strict=True, raise_on_lease_renewal_failure=False
@@ -63,8 +63,11 @@ def _entered(limit: str) -> AbstractContextManager[None]:
         except ConcurrencySlotAcquisitionError:  # a server that does not answer, or does not know the limit yet
             if time.monotonic() > deadline:
                 raise
+            if made:
+                time.sleep(1)
             try:
                 _made(limit)
+                made = True
             except TransportError:
                 time.sleep(1)
 

@@ -150,6 +150,7 @@ def findings(
     from tasks.posture.findings import at
     from tasks.posture.terminal import render_findings
     from tasks.recall import known_of, patience_of
+    from tasks.reserve import reserved
 
     known, now = known_of(name), datetime.now(UTC)
     if replayed:
@@ -158,11 +159,12 @@ def findings(
         said = replay_finding(known, replayed, known.numbered(version) if version else known.versions[-1].number)
         click.echo(json.dumps(asdict(said), indent=2) if as_json else said.says)
         sys.exit(1 if said.fooled else 0)
-    if accepted:
-        accept_finding(known, accepted, owner=owner, expires=until, reason=reason, now=now)
-    if reopened:
-        reopen_finding(known, reopened, reason=reason, now=now)
     if accepted or reopened:
+        with reserved(name):  # an evaluation may be about to write it down
+            if accepted:
+                accept_finding(known_of(name), accepted, owner=owner, expires=until, reason=reason, now=now)
+            if reopened:
+                reopen_finding(known_of(name), reopened, reason=reason, now=now)
         known = known_of(name)
     ledger = [at(finding, now) for finding in known.findings]
     if as_json:

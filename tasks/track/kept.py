@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tasks.track.places import checked, location, place_of_run
+from tasks.track.places import MODEL, RUN, checked, location, place_of_run
 from tasks.track.store import abreast, client, patient
 
 LARGEST = 64 * 2**20  # bytes of files that are remembered while a run is open
@@ -116,10 +116,11 @@ def placed(uri: str) -> str:
 
     MLflow asks the server where, and what models the run has logged, for each file anew; neither place ever changes.
     """
-    kind, _, rest = uri.partition(":/")
-    root, _, path = rest.partition("/")
-    if kind == "runs" or root.startswith("m-"):
-        return f"{location(f'{kind}:/{root}').rstrip('/')}/{path}"
+    run, model = RUN.fullmatch(uri), MODEL.fullmatch(uri)
+    if run:
+        return f"{place_of_run(run['run']).artifacts.rstrip('/')}/{run['path']}"
+    if model and model["id"]:
+        return f"{location('models:/' + model['id']).rstrip('/')}/{model['path'] or ''}"
     return uri
 
 

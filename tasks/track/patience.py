@@ -148,6 +148,10 @@ class Patient:
         if self.spool is not None and self._mine:
             self.ask(lambda: None)
 
+    def hurry(self) -> None:
+        """Wait no longer than one try: whoever asked is ending."""
+        self._lost = True
+
     def _write(self, what: str, run_id: str, /, *args: Any, **kwargs: Any) -> None:
         """Write to a run, now or from the spool."""
         assert self.spool is not None
@@ -155,8 +159,7 @@ class Patient:
             args = (Path(args[0]), *args[1:])
         if what == "set_terminated":
             kwargs = {"end_time": int(time.time() * 1000)} | kwargs
-        if self._mine and time.monotonic() >= self._next:
-            self._deliver_mine()
+        self._deliver_mine(soon=True)
         failure: Exception | None = None
         if not self._mine:
             try:
@@ -177,10 +180,15 @@ class Patient:
             self._mine.add(run_id)
             self.spool.append(run_id, what, (run_id, *args), kwargs)
 
-    def _deliver_mine(self) -> BaseException | None:
-        """Deliver the spool if this process has anything in it; why its own could not be delivered, or None."""
+    def _deliver_mine(self, *, soon: bool = False) -> BaseException | None:
+        """Deliver the spool if this process has anything in it; why its own could not be delivered, or None.
+
+        soon: only if the last try is long enough ago.
+        """
         with self._spooling:
-            return self._delivered_mine() if self._mine else None
+            if not self._mine or (soon and time.monotonic() < self._next):
+                return None
+            return self._delivered_mine()
 
     def _delivered_mine(self) -> BaseException | None:
         done = self.deliver()
@@ -226,7 +234,7 @@ class Patient:
         """A try at once, then one whenever the server answers, until the patience is over."""
         deadline, pause = time.monotonic() + (0 if self._lost else patience()), FIRST_PAUSE
         yield
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not self._lost:  # another thread may have lost it meanwhile
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(2 * pause, LONGEST_PAUSE)
             if self.spool is None or _answers(self.uri):

@@ -87,14 +87,15 @@ def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
     """The versions that bear an alias, and the tags of the registered model; both empty where it is not registered."""
     from mlflow.exceptions import MlflowException
 
-    _named(name)
-    store = patient()
+    store, _ = patient(), _named(name)
     try:
         found = store.ask(lambda: store.registry().get_registered_model(name))
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return {}, {}
-        raise
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
+            raise
+        if client().search_registered_models(_named(name)):  # MLflow's auth app forbids what is not there as well
+            raise
+        return {}, {}
     return {alias: int(number) for alias, number in found.aliases.items()}, dict(found.tags)
 
 

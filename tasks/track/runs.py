@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PROCESS = "redoubt.process"  # a tag: which process makes the run
 SECONDS = "seconds/"  # before the name of a step, in the name of a metric
+UNNAMED = re.compile(r"[^\w./ :-]")  # what MLflow does not take in the name of a metric
 PACKAGES = ("redoubt", "torch", "numpy", "prefect", "mlflow", "great-expectations")
 
 
@@ -37,7 +39,6 @@ PACKAGES = ("redoubt", "torch", "numpy", "prefect", "mlflow", "great-expectation
 class _Opened:
     """A run that this process has open: what it need not ask the store for."""
 
-    shared: bool  # with workers, which add stages and figures of their own
     stages: dict[str, str] = field(default_factory=dict)  # the run of each, by its name
     took: dict[str, float] = field(default_factory=dict)  # seconds of each step
 
@@ -56,7 +57,7 @@ def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
     keep_place(run)
     log_dict(run_id, config, "config.json")
     status = "KILLED"
-    opened = _OPENED[run_id] = _Opened(shared=bool(os.environ.get("REDOUBT_WORKERS")))
+    opened = _OPENED[run_id] = _Opened()
     try:
         with remembered():
             yield run_id
@@ -65,10 +66,12 @@ def open_run(experiment: str, config: Mapping[str, Any]) -> Iterator[str]:
         status = "FAILED"
         raise
     finally:
-        if opened.took:
-            log_metrics(run_id, _as_metrics(opened.took))
-        _close(store, run_id, status)
-        del _OPENED[run_id]
+        try:
+            if opened.took:
+                log_metrics(run_id, _as_metrics(opened.took))
+        finally:
+            _close(store, run_id, status)
+            del _OPENED[run_id]
     patient().settle()  # what the run came to is said when all of it is kept
 
 
@@ -91,9 +94,8 @@ def _close(store: "MlflowClient", run_id: str, status: str) -> None:
 
 
 def _alone(run_id: str) -> _Opened | None:
-    """The run, if this process has it open and is the only one that adds to it."""
-    opened = _OPENED.get(run_id)
-    return opened if opened is not None and not opened.shared else None
+    """The run, if this process has it open and no workers add stages and figures of their own."""
+    return None if os.environ.get("REDOUBT_WORKERS") else _OPENED.get(run_id)
 
 
 def _left_open(store: "MlflowClient", run_id: str) -> tuple[str, ...]:
@@ -129,7 +131,7 @@ def timed(run_id: str, step: str) -> Iterator[None]:
 
 
 def _as_metrics(took: Mapping[str, float]) -> dict[str, float]:
-    return {f"{SECONDS}{step}": seconds for step, seconds in took.items()}
+    return {f"{SECONDS}{UNNAMED.sub('_', step)}": seconds for step, seconds in took.items()}
 
 
 def log_metrics(

@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from tasks.errors import StoreUnreachable
@@ -64,15 +65,24 @@ def patient() -> Patient:
 
 
 def abreast(do: Callable[[T], None], each: Iterable[T]) -> None:
-    """Do it for each: several at the same time where a server is asked, one after another in a database."""
-    waiting = list(each)
-    if patient().spool is None or len(waiting) < 2:
+    """Do it for each: several at the same time where a server is asked, one after another in a database.
+
+    Raises what the first to fail raises. What has not begun then never does, and nobody waits for the others.
+    """
+    store, waiting = patient(), list(each)
+    if store.spool is None or len(waiting) < 2:
         for one in waiting:
             do(one)
         return
-    with ThreadPoolExecutor(ABREAST) as several:
-        for done in [several.submit(do, one) for one in waiting]:
+    several = ThreadPoolExecutor(ABREAST)
+    try:
+        for done in [several.submit(copy_context().run, do, one) for one in waiting]:
             done.result()
+    except BaseException:
+        store.hurry()  # else Ctrl-C would wait for those that wait for the server
+        several.shutdown(wait=False, cancel_futures=True)
+        raise
+    several.shutdown()
 
 
 def _left_over(store: Patient) -> None:

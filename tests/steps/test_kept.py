@@ -4,6 +4,7 @@ import pytest
 
 from tasks.track import artifacts, keeps, load_bytes, log_bytes, log_dict, log_text, open_run
 from tasks.track import kept as kept_module
+from tasks.track.kept import placed
 
 
 @pytest.fixture
@@ -58,6 +59,13 @@ def test_no_more_is_remembered_than_fits(home, change, monkeypatch):
         assert load_bytes(f"runs:/{run_id}/kept") == b"much too much of it"
         change(run_id, "kept", b"changed")
         assert load_bytes(f"runs:/{run_id}/kept") == b"changed"
+
+
+def test_a_version_is_looked_up_whatever_its_model_is_called(home):
+    with open_run("x", {}) as run_id:
+        assert placed(f"runs:/{run_id}/a/b.txt").endswith(f"{run_id}/artifacts/a/b.txt")
+    for uri in ("models:/digits/3", "models:/m-mnist-small/3", "models:/m-mnist-small/3/MLmodel"):
+        assert placed(uri) == uri
 
 
 def test_files_are_listed_in_folders_and_named_by_their_whole_path(home):

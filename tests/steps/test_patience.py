@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,20 @@ def test_what_is_written_at_the_same_time_is_kept_once_and_told_of_once(door, ca
     assert {path: load_bytes(f"runs:/{run_id}/{path}") for path in files} == files
     for told, often in (("is kept in", 1), ("It is waited for", 0), ("answers again: 12 delivered", 1)):
         assert sum(told in message for message in caplog.messages) == often, told
+
+
+def test_ctrl_c_does_not_wait_for_those_that_wait(door, monkeypatch):
+    monkeypatch.setenv("REDOUBT_PATIENCE", "120")
+    make_model("stopped")
+    door.close()
+    later(partial(os.kill, os.getpid(), signal.SIGINT))
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tag_model("stopped", {f"tag {i}": str(i) for i in range(9)})
+    assert time.monotonic() - started < 60
+    door.open()
+    tag_model("stopped", {"after": "all"})
+    assert model_facts("stopped")[1]["after"] == "all"
 
 
 def test_a_version_is_registered_once_though_the_answer_was_lost(door):
