@@ -20,8 +20,9 @@ BIAS = 0.1  # FAB: how far a step may be pulled back towards the original (alpha
 OVERSHOOT = 1.05  # FAB: how far a step goes beyond the hyperplane (eta)
 WIDE: dict[Norm, tuple[float, ...]] = {  # the ball in which a sample's restarts begin, in eps and in turn
     "l2": (2.0, 1.5),
-    "l1": (3.0, 2.0),
+    "l1": (5.0, 3.0),
 }
+FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when it may end at any other one
 STARTS = ("nearest", "toward", "blocks", "stripes", "noise")
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
 
@@ -93,7 +94,8 @@ def _start(search: Search, rows: Tensor, start: str) -> tuple[Tensor, Tensor]:
         return any_or_named, search.nearest[rows] - search.x[rows]
     if start == "toward":
         way = _toward(search, rows, named, before // ranked.shape[1])
-        return torch.where(before == 0, torch.full_like(rows, ANY), named), farthest(way, search.threat, within)
+        free = (before == 0) | (search.threat.norm in FREE)
+        return torch.where(free, torch.full_like(rows, ANY), named), farthest(way, search.threat, within)
     return any_or_named, farthest(pattern(search, rows, stripes=start == "stripes"), search.threat, within)
 
 

@@ -96,15 +96,9 @@ def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | N
     if threat.norm == "l2":
         slope = _unit(slope)
         return _fill(slope / l2(slope) * eps, within, eps, largest=float("inf"))
-    gain, room = slope.abs(), corner.abs()
     if threat.norm == "l1":
-        order = gain.flatten(1).argsort(1, descending=True)
-        ordered = room.flatten(1).gather(1, order)
-        budget = eps.flatten(1) if isinstance(eps, Tensor) else eps
-        spent = torch.minimum((budget - (ordered.cumsum(1) - ordered)).clamp_min(0), ordered)
-        amount = torch.zeros_like(ordered).scatter(1, order, spent).view_as(slope)
-        return amount * corner.sign()
-    return corner * _strongest(gain * room, threat)
+        return _spend(slope, within, eps)
+    return corner * _strongest(slope.abs() * corner.abs(), threat)
 
 
 def uphill(grad: Tensor, threat: ThreatModel, delta: Tensor | None = None, within: Limits | None = None) -> Tensor:
@@ -131,10 +125,16 @@ def ascend(
 ) -> Tensor:
     """Delta after one step of `share` (a number, or [B]) of the radius up the slope, inside ball and limits.
 
-    L-inf and L2 step along `uphill` and project. L1 and L0, whose best steps are sparse, go that share of the way to
-    the `farthest` corner (Frank and Wolfe, 1956), which never leaves the ball.
+    L-inf and L2 step along `uphill` and project. L1 and L0, whose best steps are sparse, never leave the ball: L0 goes
+    that share of the way to the `farthest` corner (Frank and Wolfe, 1956); L1 takes that share of the radius from
+    where it serves the slope the least and spends it where it serves the most (the pairwise step of Lacoste-Julien
+    and Jaggi, 2015, https://arxiv.org/abs/1511.05932, over many features at once).
     """
     share = per_sample(share.to(delta), like=delta) if isinstance(share, Tensor) else share
+    if threat.norm == "l1":
+        scale = _scale(threat, delta)
+        low, high = within[0] / scale, within[1] / scale
+        return scale * _swap(delta / scale, grad * scale, (low, high), threat.eps if eps is None else eps, share)
     if threat.norm in ("linf", "unbounded", "l2"):
         length = share * (threat.eps if eps is None else eps)
         return project(delta + length * uphill(grad, threat, delta, within), threat, within, eps)
@@ -239,6 +239,28 @@ def _level(gain: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
     before = full.gather(1, at) - (gains * rooms).gather(1, at)
     t = (wanted.unsqueeze(1) - before) / rest.gather(1, at).clamp_min(TINY)
     return torch.minimum(t, rooms.gather(1, at)).clamp_min(0).squeeze(1)
+
+
+def _swap(delta: Tensor, slope: Tensor, within: Limits, eps: Radius, share: Radius) -> Tensor:
+    """Delta keeps what serves the slope best, at most 1 - share of the radius; the rest of eps is spent anew."""
+    kept = _fund(slope * delta.sign(), delta.abs(), (1 - torch.as_tensor(share).clamp_max(1.0)) * eps) * delta.sign()
+    spent = _spend(slope, (within[0] - kept, within[1] - kept), eps - total(kept.abs()))
+    return kept + spent
+
+
+def _spend(slope: Tensor, within: Limits, budget: Radius) -> Tensor:
+    """Changes of this sum along which a linear function with this slope grows the most."""
+    corner = torch.where(slope > 0, within[1], torch.where(slope < 0, within[0], torch.zeros_like(slope)))
+    return _fund(slope.abs(), corner.abs(), budget) * corner.sign()
+
+
+def _fund(worth: Tensor, room: Tensor, budget: Radius) -> Tensor:
+    """To each feature as much as it has room for, the worthiest first, until the budget is spent: [B, ...]."""
+    order = worth.flatten(1).argsort(1, descending=True)
+    rooms = room.flatten(1).gather(1, order)
+    budget = budget.flatten(1) if isinstance(budget, Tensor) and budget.ndim else budget
+    spent = torch.minimum((budget - (rooms.cumsum(1) - rooms)).clamp_min(0), rooms)
+    return torch.zeros_like(spent).scatter(1, order, spent).view_as(worth)
 
 
 def _shrink(delta: Tensor, within: Limits, eps: Radius) -> Tensor:

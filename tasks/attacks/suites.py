@@ -88,6 +88,13 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
         le=1,
         description="drawn: samples per turn, of those that stand; twice as many after a turn that gained",
     )
+    near: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="drawn: a sample about to fall gets (1 + near) / near times the turns of one with the median "
+        "margin; if empty, one turn more than it",
+    )
     norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
 
     def function(self) -> Attack:
@@ -103,7 +110,8 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
     def resolved(self) -> dict[str, Any]:
         """Every field and parameter with its value, and the digest of the code where the attack is the user's."""
         attack = lookup("attack", self.name, ATTACKS)
-        row: dict[str, Any] = self.model_dump() | {"params": {**_defaults(attack), **self.params}}
+        unsaid = {"near"} if self.near is None else set()  # an attack's seed follows from what its row says
+        row: dict[str, Any] = self.model_dump(exclude=unsaid) | {"params": {**_defaults(attack), **self.params}}
         if self.name not in ATTACKS:
             row["source"] = _source_digest(attack)
         return row
@@ -122,14 +130,9 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
         return attack
 
 
-class Suite(BaseModel, frozen=True, extra="forbid"):
-    """Attacks in the order in which they run. A sample that one of them fools is not tried again.
+class End(BaseModel, frozen=True, extra="forbid"):
+    """When the drawing ends: once `again` times the passes that its last success took have brought no other."""
 
-    What is drawn goes on until `again` times the passes that its last success took bring no other.
-    """
-
-    name: str
-    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
     again: float = Field(
         1.0,
         gt=0,
@@ -137,11 +140,24 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
     )
     passes: float | None = Field(None, gt=0, description="drawn: no further turn beyond so many passes a sample")
 
+    def __str__(self) -> str:
+        """In words, without a full stop."""
+        most = f", at most {self.passes:g} passes a sample" if self.passes else ""
+        return f"drawn until {self.again:g} of the effort up to the last success brings no other{most}"
+
+
+class Suite(End, frozen=True, extra="forbid"):
+    """Attacks in the order in which they run. A sample that one of them fools is not tried again."""
+
+    name: str
+    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
+    ends: dict[Norm, End] = Field(default_factory=dict, description="another end of the drawing under these norms")
+
     @property
     def digest(self) -> str:
         """Sixteen hex digits that change when an attack's code, its place in the order or any parameter does."""
         rows = [attack.resolved() for attack in self.attacks]
-        whole = {"attacks": rows, "again": self.again, "passes": self.passes, "code": attack_code()}
+        whole = {"attacks": rows, **self.model_dump(exclude={"name", "attacks"}), "code": attack_code()}
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -150,12 +166,17 @@ class Suite(BaseModel, frozen=True, extra="forbid"):
         for attack in self.attacks:
             params = " ".join(f"{key}={value}" for key, value in attack.resolved()["params"].items())
             who = attack.samples if attack.samples == "all" else f"{attack.samples} {attack.share:.0%}"
+            params += f" near={attack.near}" if attack.near else ""
             norms = " ".join(attack.norms) if attack.norms else "every norm"
             lines.append(f"  {attack.name:12}{who:10}  {params}  ({norms})")
         if any(attack.samples != "all" for attack in self.attacks):
-            most = f", at most {self.passes:g} passes a sample" if self.passes else ""
-            lines.append(f"  drawn until {self.again:g} of the effort up to the last success brings no other{most}")
+            lines.append(f"  {super().__str__()}")
+            lines += [f"  under {norm} {end}" for norm, end in self.ends.items()]
         return "\n".join(lines)
+
+    def end(self, threat: ThreatModel) -> End:
+        """When the drawing ends under this threat model."""
+        return self.ends.get(threat.norm, self)
 
     def under(self, threat: ThreatModel) -> tuple[AttackConfig, ...]:
         """The attacks that run under this threat model. Raises WrongInput where there is none."""
@@ -199,7 +220,8 @@ SUITES: dict[str, Suite] = {
         name="standard",
         attacks=(
             _row("margin", {"steps": 8}, norms=FLAT),
-            _row("margin", {"steps": 16}, norms=LONG),
+            _row("margin", {"steps": 16}, norms=("l2",)),
+            _row("margin", {"steps": 12}, norms=("l1",)),
             _row("sigma-zero", {"steps": 100}, norms=SPARSE),
             _row("apgd-ce", {"steps": 50}, norms=SPARSE),
             _row("greedy", {"width": 64}, norms=SPARSE),
@@ -208,9 +230,10 @@ SUITES: dict[str, Suite] = {
             _drawn("restarts", {"starts": "toward nearest blocks noise", "steps": 20}, share=0.05, norms=FLAT),
             _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=FLAT),
             _drawn("fab", {"steps": 15, "count": 2}, share=0.02, norms=FLAT),
-            _drawn("restarts", {"starts": "toward", "steps": 20}, norms=LONG),
-            _drawn("restarts", {"starts": "nearest noise", "steps": 80}, share=0.08, norms=LONG),
-            _drawn("restarts", {"starts": "nearest blocks noise", "steps": 120}, share=0.1, norms=("l1",)),
+            _drawn("restarts", {"starts": "toward", "steps": 20}, norms=("l2",)),
+            _drawn("restarts", {"starts": "nearest noise", "steps": 80}, share=0.08, norms=("l2",)),
+            *(_drawn("restarts", {"starts": s, "steps": 20}, near=0.03, norms=("l1",)) for s in arms.STARTS[1:]),
+            _drawn("restarts", {"starts": "nearest", "steps": 40}, near=0.03, norms=("l1",)),
             _drawn("fmn", {"steps": 30}, share=0.08, norms=LONG),
             _spare("fab", {"steps": 40, "count": 1}, share=0.03, norms=LONG),
             _drawn("square", {"queries": 1000, "burst": 50, "horizon": 300}, share=0.03),
@@ -223,6 +246,7 @@ SUITES: dict[str, Suite] = {
         ),
         again=0.5,
         passes=600,
+        ends={"l1": End(again=3, passes=250)},
     ),
     "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
         name="warm",

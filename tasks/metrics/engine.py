@@ -89,14 +89,15 @@ class Engine:
         spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
         """
         effort = last_flip = 0.0
+        end = self.suite.end(self.search.threat)
         begun, stood, late = self._spent(), len(self.search.standing()), 0
         falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
             open_ = [t for t in group if t.error is None and not t.spent]
-            most = self.suite.passes is not None and self._spent() - begun >= self.suite.passes * len(self.search.x)
+            most = end.passes is not None and self._spent() - begun >= end.passes * len(self.search.x)
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
-            if not open_ or most or (not due and effort - last_flip >= self.suite.again * last_flip):
+            if not open_ or most or (not due and effort - last_flip >= end.again * last_flip):
                 self.capped |= most
                 break
             first_round = any(t.config.samples == "drawn" for t in due)
@@ -120,7 +121,8 @@ class Engine:
             tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
         count = min(max(FEWEST, round(tally.share * len(rows))), len(rows))
         margin = self.search.margin[rows]
-        place = margin / margin.median().clamp_min(1e-12) + tally.turns[rows]
+        place, turns = margin / margin.median().clamp_min(1e-12), tally.turns[rows]
+        place = place + turns if config.near is None else (place + config.near) * (1 + turns)
         some = torch.rand(len(rows), generator=tally.rng, device=rows.device).argsort()[: round(FAR * count)]
         place[some] = -1.0
         chosen = rows[place.argsort(stable=True)[:count]]

@@ -304,6 +304,17 @@ def test_a_step_up_a_linear_slope_never_goes_down_in_l2_either():
             assert (dot(slope, ascend(delta, slope, threat, within, share)) >= dot(slope, delta) - 1e-6).all()
 
 
+@given(seeds, st.sampled_from(OF["l1"]), st.sampled_from([0.125, 0.25, 0.5, 1.0]))
+@settings(max_examples=60, deadline=None)
+def test_steps_in_l1_come_to_the_top_of_a_linear_slope_and_do_not_only_draw_near(seed, threat, share):
+    x, rng = drawn(seed)
+    within, slope = limits(x, threat), normal(rng)
+    delta = farthest(-slope, threat, within)  # all of it in the wrong place
+    for _ in range(round(2 / share)):
+        delta = ascend(delta, slope, threat, within, share)
+    torch.testing.assert_close(dot(slope, delta), most(slope, threat, within, threat.eps))
+
+
 @pytest.mark.parametrize("threat", [t for t in OF["linf"] + OF["l2"] if not t.mask], ids=repr)
 def test_a_step_uphill_has_length_one(threat):
     step = uphill(normal(torch.Generator().manual_seed(0)), threat)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks import AttackConfig, ThreatModel, as_suite
+from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
 from tasks.attacks.suites import ARMS
@@ -459,6 +459,26 @@ def promises(search, rows, *, steps=8):
 def writes(search, rows, *, steps=8):
     search.nearest[rows] = 1 - search.x[rows]
     search.fooled[rows] = True
+
+
+@pytest.mark.parametrize(("near", "least", "most"), [(None, 1.0, 1.2), (0.1, 4.0, 11.0)])
+def test_a_row_says_how_much_more_often_the_nearest_to_falling_are_tried(near, least, most, monkeypatch):
+    tried, margin = torch.zeros(100, dtype=torch.long), ARMS["margin"]
+
+    def once_and_then_looks(search, rows):
+        if not tried.any():
+            margin(search, search.standing())
+        tried[rows] += 1
+        search.look(rows, search.x[rows], inside=True)
+
+    monkeypatch.setitem(ARMS, "margin", once_and_then_looks)
+    model = linear(2)
+    x, y = amid(model, 100)
+    row = AttackConfig(name="margin", samples="drawn", share=0.08, near=near)
+    found = measure(model, x, y, threat=SMALL, suite=Suite(name="looks", attacks=(row,), again=1e9, passes=40))
+    standing = (~found.fooled).nonzero().flatten()
+    ranked = standing[found.margin[standing].argsort()]
+    assert least <= tried[ranked[0]] / tried[ranked[len(ranked) // 2]] <= most
 
 
 @pytest.mark.parametrize("arm", [promises, writes])
