@@ -31,6 +31,10 @@ class Case:
     role: str  # tune or report
     n: int = 500
 
+    def __str__(self) -> str:
+        """What --only looks into."""
+        return f"{self.model} {self.role} {self.kind} {self.threat}"
+
 
 CASES = (
     Case("digits-mlp-adv", LINF(eps=0.1), "tiny", "tune"),
@@ -90,7 +94,7 @@ def main() -> None:
     parser.add_argument("--suite", default="standard")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kept", action="store_true", help="take the reference's results from an earlier run")
-    parser.add_argument("--only", default="", help="cases whose model or role holds this text")
+    parser.add_argument("--only", default="", help="cases whose model, role, kind or threat holds this text")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -98,7 +102,7 @@ def main() -> None:
         f"{'-':>4}{'+':>4}{'a sample':>8}{'passes':>8}{'AA, s':>9}{'ours, s':>8}{'CPU':>8}"
     )
     for case in CASES:
-        if options.only in f"{case.model} {case.role} {case.kind} {case.threat}":
+        if options.only in str(case):
             compare(case, options.suite, range(options.seeds), options.kept)
 
 

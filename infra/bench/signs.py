@@ -18,10 +18,11 @@ def main() -> None:
     """Print a row per case: robust accuracy before and after, the signs' share of the passes, what fired."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--suite", default="standard")
+    parser.add_argument("--only", default="", help="cases whose model, role, kind or threat holds this text")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'model':19}{'threat':15}{'kind':9}{'before':>7}{'after':>7}{'signs':>7}  {'number':8}fired")
-    for case in CASES:
+    for case in (case for case in CASES if options.only in str(case)):
         model, (x, y) = ground.model(case.model), ground.images(case.model, case.n)
         found, curve = security_curve(
             model, x, y, outcomes=measure(model, x, y, threat=case.threat, suite=options.suite)
