@@ -215,6 +215,7 @@ SUITES: dict[str, Suite] = {
         ),
         again=0.25,
         passes=14,
+        ends={"l1": End(again=0.25, passes=11)},
     ),
     "standard": Suite(
         name="standard",

@@ -26,7 +26,9 @@ from tasks.metrics.isolation import untouched
 from tasks.models import TrainingConfig, fit
 from tasks.models.networks import digits_cnn, mlp
 
-LINF, L2 = ThreatModel(norm="linf", eps=0.15), ThreatModel(norm="l2", eps=0.6)  # where about half of the digits stand
+LINF, L2, L1 = (  # where about half of the digits stand
+    ThreatModel(norm=norm, eps=eps) for norm, eps in (("linf", 0.15), ("l2", 0.6), ("l1", 1.6))
+)
 FEATURES = 6
 SMALL = ThreatModel(norm="linf", eps=0.05)  # for the linear models
 
@@ -127,7 +129,7 @@ def reference() -> Callable[..., int]:
     return lambda model, x, y, threat: sum(_run(model, x, y, threat, 0).standing)
 
 
-@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("threat", [LINF, L2, pytest.param(L1, marks=pytest.mark.nightly)], ids=str)
 def test_standard_leaves_no_more_standing_than_autoattack(hardened, reference, threat):
     """Of 500 samples, the first 150 of which are the reference's too."""
     x, y = shown(500)
@@ -348,7 +350,7 @@ def test_standard_leaves_a_model_in_training_as_it_was():
 # What it costs
 
 
-@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 @pytest.mark.parametrize("network", ["hardened", "cnn"])
 def test_quick_spends_at_most_forty_passes_a_sample(network, threat, request):
     model, (x, y) = request.getfixturevalue(network), shown(200)
