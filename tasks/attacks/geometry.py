@@ -90,14 +90,14 @@ def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | N
     if threat.scale and threat.norm not in ("linf", "unbounded"):
         scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
         return scale * farthest(slope * scale, plain, (low / scale, high / scale), eps)
-    corner = torch.where(slope > 0, high, torch.where(slope < 0, low, torch.zeros_like(low)))
-    if threat.norm in ("linf", "unbounded"):
-        return corner
     if threat.norm == "l2":
         slope = _unit(slope)
         return _fill(slope / l2(slope) * eps, within, eps, largest=float("inf"))
     if threat.norm == "l1":
         return _spend(slope, within, eps)
+    corner = _corner(slope, within)
+    if threat.norm in ("linf", "unbounded"):
+        return corner
     return corner * _strongest(slope.abs() * corner.abs(), threat)
 
 
@@ -175,7 +175,7 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
     if threat.scale:
         scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
         return scale * to_hyperplane(slope * scale, drop, plain, (low / scale, high / scale))
-    corner = torch.where(slope > 0, low, torch.where(slope < 0, high, torch.zeros_like(low)))
+    corner = _corner(-slope, within)
     steepest = _steepest(slope)
     slope, drop = slope / per_sample(steepest, like=slope), drop / steepest
     gain, room, wanted = slope.abs(), corner.abs(), per_sample(drop, like=slope)
@@ -197,6 +197,11 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
     before = (gains * rooms).cumsum(1) - gains * rooms
     spent = torch.minimum((drop.unsqueeze(1) - before).clamp_min(0) / gains.clamp_min(TINY), rooms)
     return torch.zeros_like(spent).scatter(1, order, spent).view_as(slope) * corner.sign()
+
+
+def _corner(slope: Tensor, within: Limits) -> Tensor:
+    """The limit up the slope of each feature; zero where it is level."""
+    return torch.where(slope > 0, within[1], torch.where(slope < 0, within[0], torch.zeros_like(slope)))
 
 
 def _unit(slope: Tensor) -> Tensor:
@@ -250,13 +255,13 @@ def _swap(delta: Tensor, slope: Tensor, within: Limits, eps: Radius, share: Radi
 
 def _spend(slope: Tensor, within: Limits, budget: Radius) -> Tensor:
     """Changes of this sum along which a linear function with this slope grows the most."""
-    corner = torch.where(slope > 0, within[1], torch.where(slope < 0, within[0], torch.zeros_like(slope)))
+    corner = _corner(slope, within)
     return _fund(slope.abs(), corner.abs(), budget) * corner.sign()
 
 
 def _fund(worth: Tensor, room: Tensor, budget: Radius) -> Tensor:
     """To each feature as much as it has room for, the worthiest first, until the budget is spent: [B, ...]."""
-    order = worth.flatten(1).argsort(1, descending=True)
+    order = worth.flatten(1).argsort(dim=1, descending=True, stable=True)
     rooms = room.flatten(1).gather(1, order)
     budget = budget.flatten(1) if isinstance(budget, Tensor) and budget.ndim else budget
     spent = torch.minimum((budget - (rooms.cumsum(1) - rooms)).clamp_min(0), rooms)

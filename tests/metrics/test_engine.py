@@ -359,6 +359,26 @@ def test_quick_spends_at_most_forty_passes_a_sample(network, threat, request):
     assert passes(found) <= 40 * len(x)
 
 
+@pytest.mark.parametrize(("near", "least", "most"), [(None, 1.0, 1.2), (0.1, 4.0, 11.0)])
+def test_a_row_says_how_much_more_often_the_nearest_to_falling_are_tried(near, least, most, monkeypatch):
+    tried, margin = torch.zeros(100, dtype=torch.long), ARMS["margin"]
+
+    def once_and_then_looks(search, rows):
+        if not tried.any():
+            margin(search, search.standing())
+        tried[rows] += 1
+        search.look(rows, search.x[rows], inside=True)
+
+    monkeypatch.setitem(ARMS, "margin", once_and_then_looks)
+    model = linear(2)
+    x, y = amid(model, 100)
+    row = AttackConfig(name="margin", samples="drawn", share=0.08, near=near)
+    found = measure(model, x, y, threat=SMALL, suite=Suite(name="looks", attacks=(row,), again=1e9, passes=40))
+    standing = (~found.fooled).nonzero().flatten()
+    ranked = standing[found.margin[standing].argsort()]
+    assert least <= tried[ranked[0]] / tried[ranked[len(ranked) // 2]] <= most
+
+
 def test_a_warm_start_finds_all_of_it_again_for_less_than_half(hardened, cold):
     x, y = shown(200)
     again = measure(hardened, x, y, threat=LINF, suite="warm", warm=cold.nearest)
@@ -461,26 +481,6 @@ def promises(search, rows, *, steps=8):
 def writes(search, rows, *, steps=8):
     search.nearest[rows] = 1 - search.x[rows]
     search.fooled[rows] = True
-
-
-@pytest.mark.parametrize(("near", "least", "most"), [(None, 1.0, 1.2), (0.1, 4.0, 11.0)])
-def test_a_row_says_how_much_more_often_the_nearest_to_falling_are_tried(near, least, most, monkeypatch):
-    tried, margin = torch.zeros(100, dtype=torch.long), ARMS["margin"]
-
-    def once_and_then_looks(search, rows):
-        if not tried.any():
-            margin(search, search.standing())
-        tried[rows] += 1
-        search.look(rows, search.x[rows], inside=True)
-
-    monkeypatch.setitem(ARMS, "margin", once_and_then_looks)
-    model = linear(2)
-    x, y = amid(model, 100)
-    row = AttackConfig(name="margin", samples="drawn", share=0.08, near=near)
-    found = measure(model, x, y, threat=SMALL, suite=Suite(name="looks", attacks=(row,), again=1e9, passes=40))
-    standing = (~found.fooled).nonzero().flatten()
-    ranked = standing[found.margin[standing].argsort()]
-    assert least <= tried[ranked[0]] / tried[ranked[len(ranked) // 2]] <= most
 
 
 @pytest.mark.parametrize("arm", [promises, writes])
