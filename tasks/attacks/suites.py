@@ -1,193 +1,21 @@
-"""Suites: the ordered attacks with all their parameters, and a digest that stands beside every number."""
+"""The suites that ship: the ordered attacks with all their parameters."""
 
-import hashlib
-import inspect
-import json
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal
-
-import torch
-from pydantic import BaseModel, Field
-from torch import Generator, Tensor, nn
+from collections.abc import Sequence
+from typing import Any
 
 from tasks.attacks import arms
-from tasks.attacks.apgd import apgd_ce
-from tasks.attacks.code import attack_code
-from tasks.attacks.controls import noise, transfer
-from tasks.attacks.fgsm import fgsm
-from tasks.attacks.fmn import fmn
-from tasks.attacks.greedy import greedy
-from tasks.attacks.hopskipjump import hopskipjump
-from tasks.attacks.pgd import pgd
-from tasks.attacks.search import Search
-from tasks.attacks.sigma_zero import sigma_zero
-from tasks.attacks.square import square
-from tasks.attacks.threat import Norm, ThreatModel
-from tasks.errors import UnknownPart, WrongInput
-from tasks.lookup import did_you_mean, lookup
-
-Attack = Callable[..., Tensor]
-Arm = Callable[..., None]
-
-# What takes part in the engine's search: (search, rows, *, parameters) -> None.
-ARMS: dict[str, Arm] = {
-    "classes": arms.classes,
-    "fab": arms.fab,
-    "fmn": fmn,
-    "greedy": greedy,
-    "margin": arms.margin,
-    "restarts": arms.restarts,
-    "square": square,
-}
-
-
-def alone(arm: Arm) -> Attack:
-    """The arm as an attack of its own: (model, x, y, *, threat, rng, parameters) -> x_adv [B, ...].
-
-    Returns for each sample the input that fools, or else the one of smallest margin.
-    """
-
-    def attack(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Generator, **params: Any) -> Tensor:
-        search = Search(model, x, y, threat=threat, rng=rng)
-        arm(search, torch.arange(len(x), device=x.device), **params)
-        return search.nearest
-
-    own = [p for p in inspect.signature(arm).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    given = [p for p in inspect.signature(attack).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    attack.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]
-    attack.__name__, attack.__doc__ = arm.__name__, arm.__doc__
-    return attack
-
-
-ATTACKS: dict[str, Attack] = {
-    "apgd-ce": apgd_ce,
-    "fgsm": fgsm,
-    "hopskipjump": hopskipjump,
-    "noise": noise,
-    "pgd": pgd,
-    "sigma-zero": sigma_zero,
-    "transfer": transfer,
-    **{name: alone(arm) for name, arm in ARMS.items()},
-}
-
-
-class AttackConfig(BaseModel, frozen=True, extra="forbid"):
-    """One attack by name, the parameters that differ from its defaults, and which of the samples it is given."""
-
-    name: str = Field(description="a name from the table, or 'package.module:function'")
-    params: dict[str, float | int | str | bool] = Field(default_factory=dict, description="e.g. {steps: 100}")
-    samples: Literal["all", "drawn", "spare"] = Field(
-        "all",
-        description="all: every sample that stands, once; drawn: a few at a time, the nearest to falling first, taking "
-        "turns with its neighbours in the table by what each earns per pass; spare: as drawn, once late turns gain",
-    )
-    share: float = Field(
-        0.06,
-        gt=0,
-        le=1,
-        description="drawn: samples per turn, of those that stand; twice as many after a turn that gained",
-    )
-    near: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="drawn: a sample about to fall gets (1 + near) / near times the turns of one with the median "
-        "margin; if empty, one turn more than it",
-    )
-    norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
-
-    def function(self) -> Attack:
-        """The attack with its parameters bound. Raises UnknownPart for a name or a parameter nobody knows."""
-        return partial(self._known(), **self.params)
-
-    def arm(self) -> Arm | None:
-        """The arm with its parameters bound, or None for an attack that takes no part in the engine's search."""
-        self._known()
-        arm = ARMS.get(self.name)
-        return partial(arm, **self.params) if arm else None
-
-    def resolved(self) -> dict[str, Any]:
-        """Every field and parameter with its value, and the digest of the code where the attack is the user's."""
-        attack = lookup("attack", self.name, ATTACKS)
-        unsaid = {"near"} if self.near is None else set()  # an attack's seed follows from what its row says
-        row: dict[str, Any] = self.model_dump(exclude=unsaid) | {"params": {**_defaults(attack), **self.params}}
-        if self.name not in ATTACKS:
-            row["source"] = _source_digest(attack)
-        return row
-
-    def _known(self) -> Attack:
-        attack = lookup("attack", self.name, ATTACKS)
-        known = _defaults(attack)
-        for key in self.params:
-            if key not in known:
-                raise UnknownPart(
-                    f"attack {self.name!r} has no parameter {key!r}.{did_you_mean(key, known)} "
-                    f"It takes: {', '.join(known) or 'none'}."
-                )
-        if "starts" in known:
-            arms.known_starts(str(self.params.get("starts", known["starts"])))
-        return attack
-
-
-class End(BaseModel, frozen=True, extra="forbid"):
-    """When the drawing ends: once `again` times the passes that its last success took have brought no other."""
-
-    again: float = Field(
-        1.0,
-        gt=0,
-        description="drawn: passes per standing sample after the last success, as a multiple of those before it",
-    )
-    passes: float | None = Field(None, gt=0, description="drawn: no further turn beyond so many passes a sample")
-
-    def __str__(self) -> str:
-        """In words, without a full stop."""
-        most = f", at most {self.passes:g} passes a sample" if self.passes else ""
-        return f"drawn until {self.again:g} of the effort up to the last success brings no other{most}"
-
-
-class Suite(End, frozen=True, extra="forbid"):
-    """Attacks in the order in which they run. A sample that one of them fools is not tried again."""
-
-    name: str
-    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
-    ends: dict[Norm, End] = Field(default_factory=dict, description="another end of the drawing under these norms")
-
-    @property
-    def digest(self) -> str:
-        """Sixteen hex digits that change when an attack's code, its place in the order or any parameter does."""
-        rows = [attack.resolved() for attack in self.attacks]
-        whole = {"attacks": rows, **self.model_dump(exclude={"name", "attacks"}), "code": attack_code()}
-        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-    def __str__(self) -> str:
-        """The suite as a table: its digest, then a row for each attack with all parameters."""
-        lines = [f"{self.name}, digest {self.digest}"]
-        for attack in self.attacks:
-            params = " ".join(f"{key}={value}" for key, value in attack.resolved()["params"].items())
-            who = attack.samples if attack.samples == "all" else f"{attack.samples} {attack.share:.0%}"
-            params += f" near={attack.near}" if attack.near else ""
-            norms = " ".join(attack.norms) if attack.norms else "every norm"
-            lines.append(f"  {attack.name:12}{who:10}  {params}  ({norms})")
-        if any(attack.samples != "all" for attack in self.attacks):
-            lines.append(f"  {super().__str__()}")
-            lines += [f"  under {norm} {end}" for norm, end in self.ends.items()]
-        return "\n".join(lines)
-
-    def end(self, threat: ThreatModel) -> End:
-        """When the drawing ends under this threat model."""
-        return self.ends.get(threat.norm, self)
-
-    def under(self, threat: ThreatModel) -> tuple[AttackConfig, ...]:
-        """The attacks that run under this threat model. Raises WrongInput where there is none."""
-        rows = tuple(a for a in self.attacks if a.norms is None or threat.norm in a.norms)
-        if not rows:
-            raise WrongInput(f"suite {self.name!r} holds no attack for {threat}. Write suite='standard'.")
-        return rows
+from tasks.attacks.config import AttackConfig, End, Suite
+from tasks.attacks.threat import Norm
+from tasks.errors import WrongInput
+from tasks.lookup import lookup
 
 
 def _row(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
     return AttackConfig(name=name, params=params, **how)
+
+
+def _nearest(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
+    return AttackConfig(name=name, params=params, samples="nearest", **how)
 
 
 def _drawn(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
@@ -201,6 +29,10 @@ def _spare(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
 SPARSE: tuple[Norm, ...] = ("l0", "l0-pixels")
 LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are in the way
 FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
+
+# Of the suite "warm": where to begin once more, the steps of that in L2 and L1, and how much of it goes to the nearest.
+AGAIN = {"toward": 30, "nearest": 40, "noise": 40}
+SHARP, BROAD = {"share": 0.005, "near": 0.005}, {"share": 0.02, "near": 0.02}
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
@@ -252,13 +84,15 @@ SUITES: dict[str, Suite] = {
     "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
         name="warm",
         attacks=(
-            _row("classes", {"steps": 6, "cut": 2, "pairs": 0.15}, norms=FLAT),
-            _row("restarts", {"starts": "nearest", "steps": 10}, norms=LONG),
-            _drawn("restarts", {"starts": "toward nearest", "steps": 14}, share=0.03, norms=FLAT),
-            _drawn("restarts", {"starts": "blocks noise", "steps": 60}, share=0.08, norms=LONG),
+            _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.25, norms=FLAT),
+            _nearest("restarts", {"starts": "nearest", "steps": 10}, share=0.25, norms=LONG),
+            _nearest("classes", {"steps": 10, "cut": 3, "pairs": 2.5}, share=0.09),
+            *(_drawn("restarts", {"starts": start, "steps": 16}, **SHARP, norms=FLAT) for start in AGAIN),
+            *(_drawn("restarts", {"starts": s, "steps": n}, **BROAD, norms=LONG) for s, n in AGAIN.items()),
         ),
-        again=0.05,
-        passes=3,
+        again=None,
+        effort=2,
+        ends=dict.fromkeys(LONG, End(again=None, effort=26)),
     ),
     "deep": Suite(
         name="deep",
@@ -293,14 +127,3 @@ def as_suite(suite: "str | Suite | Sequence[str | AttackConfig]") -> Suite:
     for attack in suite.attacks:
         attack.function()
     return suite
-
-
-def _defaults(attack: Attack) -> dict[str, Any]:
-    parameters = inspect.signature(attack).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
-
-
-def _source_digest(attack: Attack) -> str:
-    while isinstance(attack, partial):
-        attack = attack.func
-    return hashlib.sha256(inspect.getsource(attack).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from tasks.metrics.isolation import Meter
 
 ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
-FEWEST = 8  # samples of a turn
+FEWEST, SHARPEST = 8, 2  # samples of a turn; of one that goes to the nearest above all
 SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each sample that it sees
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
@@ -73,20 +73,27 @@ class Engine:
 
     def run(self) -> list[Tally]:
         """Every attack of the suite, in its order; what is drawn takes turns with its neighbours."""
-        for together, group in itertools.groupby(self.tallies, key=lambda tally: tally.config.samples != "all"):
+        for together, group in itertools.groupby(self.tallies, key=lambda tally: tally.config.in_turns):
             if together:
                 self._draw(list(group))
             else:
                 for tally in group:
-                    self._pull(tally, self.search.standing())
+                    self._pull(tally, self._given(tally.config))
         return self.tallies
+
+    def _given(self, config: AttackConfig) -> Tensor:
+        """The samples that an attack which takes no turns is given."""
+        standing = self.search.standing()
+        if config.samples == "all":
+            return standing
+        return standing[: max(FEWEST, round(config.share * len(self.search.x)))]
 
     def _draw(self, group: list[Tally]) -> None:
         """Turns to the attack that lately earned the most flips per pass.
 
         Ends when each has had one and a further `again` times the effort up to the last flip has brought no other, so
-        a model on which late turns still succeed is tried for longer. Effort is passes per sample that stands. The
-        spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
+        a model on which late turns still succeed is tried for longer; or at a limit. Effort is passes per sample that
+        stands. The spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
         """
         effort = last_flip = 0.0
         end = self.suite.end(self.search.threat)
@@ -94,10 +101,10 @@ class Engine:
         falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
             open_ = [t for t in group if t.error is None and not t.spent]
-            most = end.passes is not None and self._spent() - begun >= end.passes * len(self.search.x)
+            most = end.reached((self._spent() - begun) / len(self.search.x), effort)
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
-            if not open_ or most or (not due and effort - last_flip >= end.again * last_flip):
+            if not open_ or most or (not due and end.again is not None and effort - last_flip >= end.again * last_flip):
                 self.capped |= most
                 break
             first_round = any(t.config.samples == "drawn" for t in due)
@@ -119,7 +126,8 @@ class Engine:
         if tally.turns is None:
             tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
             tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
-        count = min(max(FEWEST, round(tally.share * len(rows))), len(rows))
+        least = FEWEST if config.near is None else SHARPEST
+        count = min(max(least, round(tally.share * len(rows))), len(rows))
         margin = self.search.margin[rows]
         place, turns = margin / margin.median().clamp_min(1e-12), tally.turns[rows]
         place = place + turns if config.near is None else (place + config.near) * (1 + turns)

@@ -46,7 +46,9 @@ def test_an_empty_suite_is_refused():
         as_suite([])
 
 
-@pytest.mark.parametrize("change", [{"again": 2.0}, {"passes": 10.0}, {"ends": {"l1": {"again": 2.0}}}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"again": 2.0}, {"passes": 10.0}, {"effort": 10.0}, {"ends": {"l1": {"again": 2.0}}}], ids=str
+)
 def test_a_suite_s_digest_follows_how_long_it_goes_on(change):
     plain = Suite(name="x", attacks=(AttackConfig(name="square", samples="drawn"),))
     other = Suite(**plain.model_dump() | change)
@@ -55,7 +57,16 @@ def test_a_suite_s_digest_follows_how_long_it_goes_on(change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"samples": "drawn"}, {"samples": "spare"}, {"share": 0.5}, {"near": 0.5}, {"norms": ("l2",)}], ids=str
+    "change",
+    [
+        {"samples": "drawn"},
+        {"samples": "spare"},
+        {"samples": "nearest"},
+        {"share": 0.5},
+        {"near": 0.5},
+        {"norms": ("l2",)},
+    ],
+    ids=str,
 )
 def test_a_suite_s_digest_follows_who_is_given_which_samples(change):
     row = AttackConfig(name="square")
@@ -79,8 +90,17 @@ def test_a_suite_without_an_attack_for_the_norm_is_refused():
 
 @pytest.mark.parametrize(
     "fields",
-    [{"again": 0}, {"passes": 0}, {"attacks": ()}, {"agian": 1}, {"ends": {"l3": {}}}, {"ends": {"l1": {"passes": 0}}}],
-    ids=["again", "passes", "attacks", "unknown", "unknown norm", "another end"],
+    [
+        {"again": 0},
+        {"again": None},
+        {"passes": 0},
+        {"effort": 0},
+        {"attacks": ()},
+        {"agian": 1},
+        {"ends": {"l3": {}}},
+        {"ends": {"l1": {"passes": 0}}},
+    ],
+    ids=["again", "no end", "passes", "effort", "attacks", "unknown", "unknown norm", "another end"],
 )
 def test_a_suite_that_could_not_run_is_refused(fields):
     with pytest.raises(ValidationError, match=next(iter(fields))):

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
+from tasks.attacks.config import ARMS
 from tasks.attacks.fmn import minimum_norm
-from tasks.attacks.geometry import distance
-from tasks.attacks.suites import ARMS
+from tasks.attacks.geometry import distance, inside
 from tasks.data import digits
 from tasks.defences import adversarial, plain
 from tasks.metrics import EvaluationConfig, Outcomes, evaluate, measure
@@ -379,12 +379,60 @@ def test_a_row_says_how_much_more_often_the_nearest_to_falling_are_tried(near, l
     assert least <= tried[ranked[0]] / tried[ranked[len(ranked) // 2]] <= most
 
 
-def test_a_warm_start_finds_all_of_it_again_for_less_than_half(hardened, cold):
+def test_a_row_may_be_given_the_nearest_to_falling_only(monkeypatch):
+    given, margin = [], ARMS["margin"]
+
+    def noted(search, rows):
+        given.append(rows)
+        margin(search, rows)
+
+    monkeypatch.setitem(ARMS, "margin", noted)
+    model = linear(2)
+    x, y = amid(model, 100)
+    rows = (AttackConfig(name="classes"), AttackConfig(name="margin", samples="nearest", share=0.2))
+    first, found = (measure(model, x, y, threat=SMALL, suite=Suite(name="looks", attacks=rows[:n])) for n in (1, 2))
+    standing = (~first.fooled).nonzero().flatten()
+    (nearest,) = given
+    assert torch.equal(nearest, standing[first.margin[standing].argsort(stable=True)[:20]])
+    (_, row) = found.attacks
+    assert torch.equal(row.tried.nonzero().flatten(), nearest.sort().values)
+
+
+@pytest.mark.parametrize(("limit", "of"), [({"passes": 30}, 100), ({"effort": 30}, None)], ids=["passes", "effort"])
+def test_a_drawing_without_an_end_of_its_own_goes_on_to_its_limit(limit, of):
+    model = linear(2)
+    x, y = amid(model, 100)
+    row = AttackConfig(name="restarts", params={"starts": "noise", "steps": 4}, samples="drawn", share=0.1)
+    found = measure(model, x, y, threat=SMALL, suite=Suite(name="on", attacks=(row,), again=None, **limit))
+    (drawn,) = found.attacks
+    spent = (drawn.forward_samples + drawn.backward_samples) / (of or int((~found.fooled).sum()))
+    assert 0.9 * 30 <= spent <= (1.1 if of else 2) * 30  # samples that fell had their share of the effort as well
+    assert found.capped
+
+
+def test_a_warm_start_finds_all_of_it_again_for_a_fifth(hardened, cold):
     x, y = shown(200)
     again = measure(hardened, x, y, threat=LINF, suite="warm", warm=cold.nearest)
     assert_honest(hardened, x, y, again)
     assert again.fooled[cold.fooled].all()
-    assert passes(again) < passes(cold) / 2
+    assert passes(again) < passes(cold) / 5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_warm_start_on_a_slightly_changed_model_is_as_strong_as_a_cold_one_for_a_fifth(hardened, cold, seed):
+    x, y = shown(200)
+    changed, rng = copy.deepcopy(hardened), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in changed.parameters():
+            weight += 0.02 * weight.std() * torch.randn(weight.shape, generator=rng)
+    afresh = measure(changed, x, y, threat=LINF, seed=seed)
+    warm = measure(changed, x, y, threat=LINF, seed=seed, suite="warm", warm=cold.nearest)
+    assert_honest(changed, x, y, warm)
+    before = inside(x, cold.nearest, LINF)
+    assert (warm.fooled | (changed(before).argmax(1) == y)).all()  # what still fools is kept
+    assert (changed(before).argmax(1) != hardened(before).argmax(1)).any()
+    assert warm.robust_accuracy <= afresh.robust_accuracy
+    assert passes(warm) < passes(afresh) / 5
 
 
 # The curve

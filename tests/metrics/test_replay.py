@@ -244,5 +244,5 @@ def test_an_attack_that_begins_at_stored_examples_finds_no_less_on_a_slightly_ch
     warm = measure(near, x, y, threat=LINF, suite="warm", warm=begin)
     cold = measure(near, x, y, threat=LINF, suite="warm", warm=x)
     assert warm.robust_accuracy <= cold.robust_accuracy
-    assert warm.passes <= cold.passes
+    assert warm.passes < measure(near, x, y, threat=LINF).passes / 3
     assert warm.fooled[replay(near, held, x, y, rows=rows).fooled].all()

@@ -21,6 +21,7 @@ import tasks.metrics.outcomes
 import tasks.metrics.report
 import tasks.metrics.store as store_module
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite, suites
+from tasks.attacks import config as of_attacks
 from tasks.attacks.code import attack_code, code_digest
 from tasks.metrics import CellStore, EvaluationConfig, Outcomes, engine_code, evaluate, measure, security_curve
 from tasks.metrics.signs import QUESTIONS
@@ -318,7 +319,7 @@ CHANGES = {  # of one cell's measurement: samples x, y of the usual one -> what 
 }
 WORLD = {  # what is not the caller's to say
     "engine code": (tasks.metrics.code, "engine_code", lambda: "0" * 16),
-    "attack code": (suites, "attack_code", lambda: "0" * 16),
+    "attack code": (of_attacks, "attack_code", lambda: "0" * 16),
     "torch": (torch, "__version__", "9.9.9"),
 }
 
@@ -445,7 +446,7 @@ def test_the_code_s_digest_follows_every_file_s_bytes_and_name(tmp_path, change)
 
 def test_a_suite_whose_attacks_have_other_code_has_another_digest(monkeypatch):
     before = {name: suite.digest for name, suite in suites.SUITES.items()}
-    monkeypatch.setattr(suites, "attack_code", lambda: "0" * 16)
+    monkeypatch.setattr(of_attacks, "attack_code", lambda: "0" * 16)
     assert all(suite.digest != before[name] for name, suite in suites.SUITES.items())
 
 

@@ -1,0 +1,219 @@
+"""Attacks by name with their parameters, and suites of them, with a digest that stands beside every number."""
+
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+from torch import Generator, Tensor, nn
+
+from tasks.attacks import arms
+from tasks.attacks.apgd import apgd_ce
+from tasks.attacks.code import attack_code
+from tasks.attacks.controls import noise, transfer
+from tasks.attacks.fgsm import fgsm
+from tasks.attacks.fmn import fmn
+from tasks.attacks.greedy import greedy
+from tasks.attacks.hopskipjump import hopskipjump
+from tasks.attacks.pgd import pgd
+from tasks.attacks.search import Search
+from tasks.attacks.sigma_zero import sigma_zero
+from tasks.attacks.square import square
+from tasks.attacks.threat import Norm, ThreatModel
+from tasks.errors import UnknownPart, WrongInput
+from tasks.lookup import did_you_mean, lookup
+
+Attack = Callable[..., Tensor]
+Arm = Callable[..., None]
+
+# What takes part in the engine's search: (search, rows, *, parameters) -> None.
+ARMS: dict[str, Arm] = {
+    "classes": arms.classes,
+    "fab": arms.fab,
+    "fmn": fmn,
+    "greedy": greedy,
+    "margin": arms.margin,
+    "restarts": arms.restarts,
+    "square": square,
+}
+
+
+def alone(arm: Arm) -> Attack:
+    """The arm as an attack of its own: (model, x, y, *, threat, rng, parameters) -> x_adv [B, ...].
+
+    Returns for each sample the input that fools, or else the one of smallest margin.
+    """
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Generator, **params: Any) -> Tensor:
+        search = Search(model, x, y, threat=threat, rng=rng)
+        arm(search, torch.arange(len(x), device=x.device), **params)
+        return search.nearest
+
+    own = [p for p in inspect.signature(arm).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    given = [p for p in inspect.signature(attack).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    attack.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]
+    attack.__name__, attack.__doc__ = arm.__name__, arm.__doc__
+    return attack
+
+
+ATTACKS: dict[str, Attack] = {
+    "apgd-ce": apgd_ce,
+    "fgsm": fgsm,
+    "hopskipjump": hopskipjump,
+    "noise": noise,
+    "pgd": pgd,
+    "sigma-zero": sigma_zero,
+    "transfer": transfer,
+    **{name: alone(arm) for name, arm in ARMS.items()},
+}
+
+
+class AttackConfig(BaseModel, frozen=True, extra="forbid"):
+    """One attack by name, the parameters that differ from its defaults, and which of the samples it is given."""
+
+    name: str = Field(description="a name from the table, or 'package.module:function'")
+    params: dict[str, float | int | str | bool] = Field(default_factory=dict, description="e.g. {steps: 100}")
+    samples: Literal["all", "nearest", "drawn", "spare"] = Field(
+        "all",
+        description="all: every sample that stands, once; nearest: those of them that are nearest to falling, once; "
+        "drawn: a few at a time, the nearest to falling first, taking turns with its neighbours in the table by what "
+        "each earns per pass; spare: as drawn, once late turns gain",
+    )
+    share: float = Field(
+        0.06,
+        gt=0,
+        le=1,
+        description="nearest: how many, of all samples; drawn: samples per turn, of those that stand; twice as many "
+        "after a turn that gained",
+    )
+    near: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="drawn: a sample about to fall gets (1 + near) / near times the turns of one with the median "
+        "margin; if empty, one turn more than it",
+    )
+    norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether it takes turns with its neighbours in the table."""
+        return self.samples in ("drawn", "spare")
+
+    def function(self) -> Attack:
+        """The attack with its parameters bound. Raises UnknownPart for a name or a parameter nobody knows."""
+        return partial(self._known(), **self.params)
+
+    def arm(self) -> Arm | None:
+        """The arm with its parameters bound, or None for an attack that takes no part in the engine's search."""
+        self._known()
+        arm = ARMS.get(self.name)
+        return partial(arm, **self.params) if arm else None
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field and parameter with its value, and the digest of the code where the attack is the user's."""
+        attack = lookup("attack", self.name, ATTACKS)
+        unsaid = {"near"} if self.near is None else set()  # an attack's seed follows from what its row says
+        row: dict[str, Any] = self.model_dump(exclude=unsaid) | {"params": {**_defaults(attack), **self.params}}
+        if self.name not in ATTACKS:
+            row["source"] = _source_digest(attack)
+        return row
+
+    def _known(self) -> Attack:
+        attack = lookup("attack", self.name, ATTACKS)
+        known = _defaults(attack)
+        for key in self.params:
+            if key not in known:
+                raise UnknownPart(
+                    f"attack {self.name!r} has no parameter {key!r}.{did_you_mean(key, known)} "
+                    f"It takes: {', '.join(known) or 'none'}."
+                )
+        if "starts" in known:
+            arms.known_starts(str(self.params.get("starts", known["starts"])))
+        return attack
+
+
+class End(BaseModel, frozen=True, extra="forbid"):
+    """When the drawing ends: once `again` times the passes that its last success took have brought no other."""
+
+    again: float | None = Field(
+        1.0,
+        gt=0,
+        description="drawn: effort after the last success, as a multiple of that before it; effort is passes per "
+        "sample that stands. If empty, the drawing goes on to a limit",
+    )
+    passes: float | None = Field(None, gt=0, description="drawn: no further turn beyond so many passes a sample")
+    effort: float | None = Field(None, gt=0, description="drawn: no further turn beyond so much effort")
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.again is None and self.passes is None and self.effort is None:
+            raise ValueError("again is empty, so nothing ends the drawing. Give passes or effort as a limit.")
+        return self
+
+    def reached(self, passes: float, effort: float) -> bool:
+        """Whether a limit is reached by so many passes a sample, and so many per sample that stands."""
+        return passes >= (self.passes or math.inf) or effort >= (self.effort or math.inf)
+
+    def __str__(self) -> str:
+        """In words, without a full stop."""
+        words = [f"until {self.again:g} of the effort up to the last success brings no other"] if self.again else []
+        words += [f"at most {self.passes:g} passes a sample"] if self.passes else []
+        words += [f"at most {self.effort:g} passes per sample that stands"] if self.effort else []
+        return f"drawn {', '.join(words)}"
+
+
+class Suite(End, frozen=True, extra="forbid"):
+    """Attacks in the order in which they run. A sample that one of them fools is not tried again."""
+
+    name: str
+    attacks: tuple[AttackConfig, ...] = Field(min_length=1)
+    ends: dict[Norm, End] = Field(default_factory=dict, description="another end of the drawing under these norms")
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits that change when an attack's code, its place in the order or any parameter does."""
+        rows = [attack.resolved() for attack in self.attacks]
+        whole = {"attacks": rows, **self.model_dump(exclude={"name", "attacks"}), "code": attack_code()}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        """The suite as a table: its digest, then a row for each attack with all parameters."""
+        lines = [f"{self.name}, digest {self.digest}"]
+        for attack in self.attacks:
+            params = " ".join(f"{key}={value}" for key, value in attack.resolved()["params"].items())
+            who = attack.samples if attack.samples == "all" else f"{attack.samples} {100 * attack.share:g}%"
+            params += f" near={attack.near}" if attack.near else ""
+            norms = " ".join(attack.norms) if attack.norms else "every norm"
+            lines.append(f"  {attack.name:12}{who:11}  {params}  ({norms})")
+        if any(attack.in_turns for attack in self.attacks):
+            lines.append(f"  {super().__str__()}")
+            lines += [f"  under {norm} {end}" for norm, end in self.ends.items()]
+        return "\n".join(lines)
+
+    def end(self, threat: ThreatModel) -> End:
+        """When the drawing ends under this threat model."""
+        return self.ends.get(threat.norm, self)
+
+    def under(self, threat: ThreatModel) -> tuple[AttackConfig, ...]:
+        """The attacks that run under this threat model. Raises WrongInput where there is none."""
+        rows = tuple(a for a in self.attacks if a.norms is None or threat.norm in a.norms)
+        if not rows:
+            raise WrongInput(f"suite {self.name!r} holds no attack for {threat}. Write suite='standard'.")
+        return rows
+
+
+def _defaults(attack: Attack) -> dict[str, Any]:
+    parameters = inspect.signature(attack).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _source_digest(attack: Attack) -> str:
+    while isinstance(attack, partial):
+        attack = attack.func
+    return hashlib.sha256(inspect.getsource(attack).encode()).hexdigest()[:16]
