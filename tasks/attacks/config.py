@@ -98,6 +98,7 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
         description="drawn: a sample about to fall gets (1 + near) / near times the turns of one with the median "
         "margin; if empty, one turn more than it",
     )
+    fewest: int = Field(8, ge=1, description="nearest, drawn: at least so many samples, if so many stand")
     norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
 
     @property
@@ -118,7 +119,8 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
     def resolved(self) -> dict[str, Any]:
         """Every field and parameter with its value, and the digest of the code where the attack is the user's."""
         attack = lookup("attack", self.name, ATTACKS)
-        unsaid = {"near"} if self.near is None else set()  # an attack's seed follows from what its row says
+        later = {"near": None, "fewest": 8}  # fields that came later: what their rows do not say changes no seed
+        unsaid = {name for name, value in later.items() if getattr(self, name) == value}
         row: dict[str, Any] = self.model_dump(exclude=unsaid) | {"params": {**_defaults(attack), **self.params}}
         if self.name not in ATTACKS:
             row["source"] = _source_digest(attack)
@@ -189,6 +191,7 @@ class Suite(End, frozen=True, extra="forbid"):
             params = " ".join(f"{key}={value}" for key, value in attack.resolved()["params"].items())
             who = attack.samples if attack.samples == "all" else f"{attack.samples} {100 * attack.share:g}%"
             params += f" near={attack.near}" if attack.near else ""
+            params += f" fewest={attack.fewest}" if attack.fewest != 8 else ""
             norms = " ".join(attack.norms) if attack.norms else "every norm"
             lines.append(f"  {attack.name:12}{who:11}  {params}  ({norms})")
         if any(attack.in_turns for attack in self.attacks):

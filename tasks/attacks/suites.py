@@ -32,7 +32,8 @@ FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
 
 # Of the suite "warm": where to begin once more, the steps of that in L2 and L1, and how much of it goes to the nearest.
 AGAIN = {"toward": 30, "nearest": 40, "noise": 40}
-SHARP, BROAD = {"share": 0.005, "near": 0.005}, {"share": 0.02, "near": 0.02}
+SHARP = {"share": 0.005, "near": 0.005, "fewest": 2}
+BROAD = {"share": 0.02, "near": 0.02, "fewest": 2}
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(

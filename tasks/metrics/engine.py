@@ -18,7 +18,6 @@ from tasks.metrics.isolation import Meter
 
 ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
-FEWEST, SHARPEST = 8, 2  # samples of a turn; of one that goes to the nearest above all
 SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each sample that it sees
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
@@ -86,7 +85,7 @@ class Engine:
         standing = self.search.standing()
         if config.samples == "all":
             return standing
-        return standing[: max(FEWEST, round(config.share * len(self.search.x)))]
+        return standing[: max(config.fewest, round(config.share * len(self.search.x)))]
 
     def _draw(self, group: list[Tally]) -> None:
         """Turns to the attack that lately earned the most flips per pass.
@@ -126,8 +125,7 @@ class Engine:
         if tally.turns is None:
             tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
             tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
-        least = FEWEST if config.near is None else SHARPEST
-        count = min(max(least, round(tally.share * len(rows))), len(rows))
+        count = min(max(config.fewest, round(tally.share * len(rows))), len(rows))
         margin = self.search.margin[rows]
         place, turns = margin / margin.median().clamp_min(1e-12), tally.turns[rows]
         place = place + turns if config.near is None else (place + config.near) * (1 + turns)

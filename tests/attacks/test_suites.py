@@ -64,6 +64,7 @@ def test_a_suite_s_digest_follows_how_long_it_goes_on(change):
         {"samples": "nearest"},
         {"share": 0.5},
         {"near": 0.5},
+        {"fewest": 2},
         {"norms": ("l2",)},
     ],
     ids=str,
