@@ -11,16 +11,19 @@ from functools import partial
 
 import ground
 import torch
+from ground import L2, LINF
 
 from tasks.defences import adversarial
 from tasks.metrics import measure
 
 CASES = (
-    ("digits-mlp-adv", "tune", 500),
-    ("mnist-cnn-adv", "tune", 500),
-    ("mnist-cnn-adv-l2", "tune", 250),
-    ("phishing-mlp-adv", "report", 500),
-    ("cifar-cnn-adv", "report", 200),
+    ("digits-mlp-adv", LINF(eps=0.1), "tune", 500),
+    ("mnist-cnn-adv", LINF(eps=0.2), "tune", 500),
+    ("phishing-mlp-adv", LINF(eps=0.1), "report", 500),
+    ("cifar-cnn-adv", LINF(eps=4 / 255), "tune", 200),
+    ("mnist-cnn-adv-l2", L2(eps=2), "tune", 250),
+    ("digits-mlp-adv", L2(eps=0.5), "tune", 500),
+    ("cifar-cnn-adv", L2(eps=0.5), "tune", 200),
 )
 SEEDS = 3
 
@@ -45,8 +48,8 @@ def main() -> None:
     torch.set_num_threads(1)
     heads = f"{'before':>8}{'cold':>8}{'warm':>8}{'cold passes':>13}{'warm':>8}{'cost':>7}"
     print(f"{'model':18}{'threat':15}{'role':7}{'seed':>5}{heads}")
-    for name, role, n in CASES:
-        threat, (x, y) = ground.MODELS[name].threat, ground.images(name, n)
+    for name, threat, role, n in CASES:
+        x, y = ground.images(name, n)
         old, new = ground.model(name), changed(name)
         for seed in range(SEEDS):
             first = measure(old, x, y, threat=threat, seed=seed)
