@@ -31,6 +31,8 @@ from tasks.lookup import did_you_mean, lookup
 Attack = Callable[..., Tensor]
 Arm = Callable[..., None]
 
+LATER = ("near", "fewest")  # fields of a row that came later: a row that leaves them out draws as it did before
+
 # What takes part in the engine's search: (search, rows, *, parameters) -> None.
 ARMS: dict[str, Arm] = {
     "classes": arms.classes,
@@ -119,8 +121,7 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
     def resolved(self) -> dict[str, Any]:
         """Every field and parameter with its value, and the digest of the code where the attack is the user's."""
         attack = lookup("attack", self.name, ATTACKS)
-        later = {"near": None, "fewest": 8}  # fields that came later: what their rows do not say changes no seed
-        unsaid = {name for name, value in later.items() if getattr(self, name) == value}
+        unsaid = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
         row: dict[str, Any] = self.model_dump(exclude=unsaid) | {"params": {**_defaults(attack), **self.params}}
         if self.name not in ATTACKS:
             row["source"] = _source_digest(attack)
@@ -188,10 +189,10 @@ class Suite(End, frozen=True, extra="forbid"):
         """The suite as a table: its digest, then a row for each attack with all parameters."""
         lines = [f"{self.name}, digest {self.digest}"]
         for attack in self.attacks:
-            params = " ".join(f"{key}={value}" for key, value in attack.resolved()["params"].items())
+            row = attack.resolved()
+            said = row["params"] | {name: row[name] for name in LATER if name in row}
+            params = " ".join(f"{key}={value}" for key, value in said.items())
             who = attack.samples if attack.samples == "all" else f"{attack.samples} {100 * attack.share:g}%"
-            params += f" near={attack.near}" if attack.near else ""
-            params += f" fewest={attack.fewest}" if attack.fewest != 8 else ""
             norms = " ".join(attack.norms) if attack.norms else "every norm"
             lines.append(f"  {attack.name:12}{who:11}  {params}  ({norms})")
         if any(attack.in_turns for attack in self.attacks):
