@@ -1,5 +1,6 @@
 """fit() in several processes: torchrun's own launcher starts them, DDP averages their gradients."""
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from uuid import uuid4
 import safetensors.torch
 import torch
 from torch import distributed, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.rendezvous import rendezvous
 
 from tasks.defences import DEFENCES
 from tasks.errors import WrongInput
@@ -70,7 +73,7 @@ def _member(words: str, folder: str, checkpoint: str) -> list[dict[str, Any]] | 
     """One process's part, between the files in the folder; every epoch's figures, or what all say of a broken loss."""
     config = TrainingConfig.model_validate_json(words)
     cuda = device_of(config.device).type == "cuda"
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    _join("nccl" if cuda else "gloo")
     team = Team(distributed.get_rank(), distributed.get_world_size())
     if cuda:
         torch.cuda.set_device(team.rank)
@@ -90,6 +93,16 @@ def _member(words: str, folder: str, checkpoint: str) -> list[dict[str, Any]] | 
     team.wait()
     distributed.destroy_process_group()
     return told
+
+
+def _join(backend: str) -> None:
+    """Meet the other processes, those of this attempt: the store outlives a restart, with the dead ones' addresses.
+
+    https://github.com/pytorch/pytorch/issues/135712
+    """
+    store, rank, size = next(rendezvous("env://"))
+    store = PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _state(model: nn.Module) -> dict[str, torch.Tensor]:
