@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from tasks.track.kept import download, load_bytes, log_bytes, log_dict
@@ -24,6 +25,7 @@ def save_model(run_id: str, stage: str, name: str, model: "nn.Module", example: 
     run_id is the stage's run; example is a batch x [2, ...] that the graph is traced with.
     """
     import torch
+    from mlflow.entities import LoggedModelOutput
 
     from tasks.models import EXPORTING, StoredModel, digest_of, to_bytes
 
@@ -41,23 +43,20 @@ def save_model(run_id: str, stage: str, name: str, model: "nn.Module", example: 
         """Fill the logged model; done again where the server went away meanwhile, and no second one comes of it."""
         import mlflow.pytorch
 
-        mlflow.start_run(run_id=run_id)  # or else the logged model lands in MLflow's default experiment
-        try:
-            return mlflow.pytorch.log_model(
-                model,
-                name="model",
-                model_id=made.model_id,
-                input_example=example.numpy(),
-                serialization_format="pt2",
-                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
-            )
-        finally:
-            mlflow.end_run()
+        return mlflow.pytorch.log_model(
+            model,
+            name="model",
+            model_id=made.model_id,
+            input_example=example.numpy(),
+            serialization_format="pt2",
+            pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+        )
 
-    with EXPORTING, warnings.catch_warnings():
+    with EXPORTING, warnings.catch_warnings(), ThreadPoolExecutor(1) as apart:
         warnings.simplefilter("ignore")  # what torch.export and MLflow say of their own insides
-        info = patient().ask(keep)
-    store.update_run(run_id, status="RUNNING")  # its evaluation is still to come
+        # In a thread of its own no run is active that the caller has begun, which would get the model as well.
+        info = patient().ask(lambda: apart.submit(keep).result())
+    store.log_outputs(run_id, models=[LoggedModelOutput(made.model_id, step=0)])
     stored = StoredModel(
         stage=stage,
         model=name,

@@ -29,7 +29,7 @@ log = logging.getLogger("redoubt")
 PATIENCE = 300.0  # seconds; REDOUBT_PATIENCE names another number
 SPOOLED = (  # to a run that this process alone writes to, and the same when it is repeated
     *("log_batch", "log_dict", "log_text", "log_artifact", "log_inputs"),
-    *("set_terminated", "update_run"),
+    "set_terminated",
 )
 ASKED = "redoubt.asked"  # a tag that tells whether what was asked for was made, where the answer was lost
 SILENT = re.compile(  # of MLflow's server, of an object store behind it, of a database that is asked directly

@@ -1,8 +1,21 @@
 """The files of a run: what is written, listed and read again, and from where."""
 
 import pytest
+import torch
 
-from tasks.track import artifacts, keeps, load_bytes, log_bytes, log_dict, log_text, open_run
+from tasks.models import build
+from tasks.track import (
+    artifacts,
+    client,
+    keeps,
+    load_bytes,
+    log_bytes,
+    log_dict,
+    log_text,
+    open_run,
+    open_stage,
+    save_model,
+)
 from tasks.track import kept as kept_module
 from tasks.track.kept import placed
 
@@ -79,3 +92,31 @@ def test_files_are_listed_in_folders_and_named_by_their_whole_path(home):
         assert keeps(run_id, "d/e/b.txt")
         assert not keeps(run_id, "d/e")
         assert not keeps(run_id, "d/c.txt")
+
+
+def test_a_model_lands_in_its_own_run_whatever_the_caller_has_begun_with_mlflow(home, monkeypatch):
+    """Flows called from a notebook: an experiment is set there, and a run is active."""
+    import mlflow
+
+    network = build("two-kinds-mlp", seed=1).eval()
+    with open_run("mine", {}) as run_id:
+        stage = open_stage(run_id, "baseline")
+        monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)  # set back when this ends
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
+        mlflow.set_experiment("another")
+        with mlflow.start_run() as theirs:
+            stored = save_model(stage, "baseline", "two-kinds-mlp", network, torch.zeros(2, 201))
+            active = mlflow.active_run()
+            assert active is not None
+            assert active.info.run_id == theirs.info.run_id
+        assert client().get_run(stage).info.status == "RUNNING"
+    own, other = client().get_run(stage), client().get_run(theirs.info.run_id)
+    assert [output.model_id for output in own.outputs.model_outputs] == [stored.model_uri.removeprefix("models:/")]
+    assert not other.outputs.model_outputs
+    logged = client().get_logged_model(own.outputs.model_outputs[0].model_id)
+    assert (logged.source_run_id, logged.experiment_id) == (stage, own.info.experiment_id)
+    assert str(logged.status) == "READY"
+    assert not client().search_runs(["0"])  # MLflow's default experiment
+    loaded = mlflow.pytorch.load_model(stored.model_uri)
+    x = torch.rand(2, 201)
+    torch.testing.assert_close(loaded(x), network(x))
