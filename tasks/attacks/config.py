@@ -152,11 +152,14 @@ class End(BaseModel, frozen=True, extra="forbid"):
     )
     passes: float | None = Field(None, gt=0, description="drawn: no further turn beyond so many passes a sample")
     effort: float | None = Field(None, gt=0, description="drawn: no further turn beyond so much effort")
+    whole: float | None = Field(
+        None, gt=0, description="no further turn beyond so many passes a sample, those before the drawing counted too"
+    )
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
-        if self.again is None and self.passes is None and self.effort is None:
-            raise ValueError("again is empty, so nothing ends the drawing. Give passes or effort as a limit.")
+        if self.again is None and self.passes is None and self.effort is None and self.whole is None:
+            raise ValueError("again is empty, so nothing ends the drawing. Give passes, effort or whole as a limit.")
         return self
 
     def reached(self, passes: float, effort: float) -> bool:
@@ -168,6 +171,7 @@ class End(BaseModel, frozen=True, extra="forbid"):
         words = [f"until {self.again:g} of the effort up to the last success brings no other"] if self.again else []
         words += [f"at most {self.passes:g} passes a sample"] if self.passes else []
         words += [f"at most {self.effort:g} passes per sample that stands"] if self.effort else []
+        words += [f"at most {self.whole:g} passes a sample in all"] if self.whole else []
         return f"drawn {', '.join(words)}"
 
 
@@ -199,6 +203,16 @@ class Suite(End, frozen=True, extra="forbid"):
             lines.append(f"  {super().__str__()}")
             lines += [f"  under {norm} {end}" for norm, end in self.ends.items()]
         return "\n".join(lines)
+
+    def within(self, passes: float) -> Self:
+        """The suite, in which no further turn begins once so many passes a sample are spent.
+
+        What comes before the drawing is not cut short. Raises WrongInput where passes is not above 0.
+        """
+        if not passes > 0:
+            raise WrongInput(f"passes={passes:g} leaves nothing to spend. Give what a sample may take, e.g. 20.")
+        ends = {norm: end.model_copy(update={"whole": passes}) for norm, end in self.ends.items()}
+        return self.model_copy(update={"whole": passes, "ends": ends})
 
     def end(self, threat: ThreatModel) -> End:
         """When the drawing ends under this threat model."""

@@ -30,10 +30,12 @@ SPARSE: tuple[Norm, ...] = ("l0", "l0-pixels")
 LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are in the way
 FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
 
-# Of the suite "warm": where to begin once more, the steps of that in L2 and L1, and how much of it goes to the nearest.
-AGAIN = {"toward": 30, "nearest": 40, "noise": 40}
+# Of the suite "warm": where to begin once more, and how much of it goes to the nearest.
+AGAIN = ("toward", "nearest", "noise")
+ANEW = ("stripes", "blocks", "noise")
 SHARP = {"share": 0.005, "near": 0.005, "fewest": 2}
-BROAD = {"share": 0.02, "near": 0.02, "fewest": 2}
+BROAD = {"share": 0.01, "near": 0.02, "fewest": 2}
+SWEEP = {"share": 0.03, "fewest": 4}
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
@@ -86,14 +88,21 @@ SUITES: dict[str, Suite] = {
         name="warm",
         attacks=(
             _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.25, norms=FLAT),
-            _nearest("restarts", {"starts": "nearest", "steps": 10}, share=0.25, norms=LONG),
-            _nearest("classes", {"steps": 10, "cut": 3, "pairs": 2.5}, share=0.09),
+            _nearest("restarts", {"starts": "nearest", "steps": 10}, share=0.12, norms=("l2",)),
+            _nearest("restarts", {"starts": "nearest", "steps": 8}, share=0.15, norms=("l1",)),
+            _nearest("classes", {"steps": 10, "cut": 3, "pairs": 2.5}, share=0.09, norms=FLAT),
             *(_drawn("restarts", {"starts": start, "steps": 16}, **SHARP, norms=FLAT) for start in AGAIN),
-            *(_drawn("restarts", {"starts": s, "steps": n}, **BROAD, norms=LONG) for s, n in AGAIN.items()),
+            _drawn("restarts", {"starts": "nearest", "steps": 40}, **SWEEP, norms=("l2",)),
+            _drawn("fmn", {"steps": 30}, **SWEEP, norms=("l2",)),
+            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 2.0}, share=0.06, fewest=4, norms=LONG),
+            _drawn("restarts", {"starts": "toward", "steps": 20}, **SWEEP, norms=("l1",)),
+            _drawn("restarts", {"starts": "nearest", "steps": 40}, **SWEEP, norms=("l1",)),
+            _drawn("fmn", {"steps": 30}, **SWEEP, norms=("l1",)),
+            *(_drawn("restarts", {"starts": start, "steps": 40}, **BROAD, norms=LONG) for start in ANEW),
         ),
         again=None,
         effort=2,
-        ends=dict.fromkeys(LONG, End(again=None, effort=26)),
+        ends={"l2": End(again=None, effort=38), "l1": End(again=None, effort=60)},
     ),
     "deep": Suite(
         name="deep",

@@ -92,6 +92,7 @@ def attack_cell(
         standing = search.standing()
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
     engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell, attack_seconds=attack_seconds)
+    engine.begun = forward + backward
     tallies = engine.run()
     x_adv, fooled, dropped, prediction = _confirmed(meter, search, x, y, prediction)
     wrong = violation(x, x_adv, threat)

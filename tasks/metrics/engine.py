@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,7 +41,13 @@ class Tally:
     share: float = 0.0  # of the samples that stand: the size of its next turn
     spent: bool = False  # a turn of it passed nothing through the model: it has nothing left to try
     lately: tuple[float, float] = (0.0, 0.0)  # flips and passes, those before the last success counting less
+    given: int = 0  # samples, counting each once for each time
     rng: Generator | None = field(default=None, repr=False)
+
+    @property
+    def each(self) -> float:
+        """Passes that a sample took it."""
+        return (self.forward_samples + self.backward_samples) / max(self.given, 1)
 
     @property
     def rate(self) -> float:
@@ -66,7 +73,7 @@ class Engine:
         self.tell, self.attack_seconds = tell, attack_seconds
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
-        none = torch.zeros_like(search.fooled)
+        none, self.begun = torch.zeros_like(search.fooled), self._spent()
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
 
@@ -100,7 +107,7 @@ class Engine:
         falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
             open_ = [t for t in group if t.error is None and not t.spent]
-            most = end.reached((self._spent() - begun) / len(self.search.x), effort)
+            most = end.reached((self._spent() - begun) / len(self.search.x), effort) or self._left() <= 0
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
             if not open_ or most or (not due and end.again is not None and effort - last_flip >= end.again * last_flip):
@@ -125,7 +132,7 @@ class Engine:
         if tally.turns is None:
             tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
             tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
-        count = min(max(config.fewest, round(tally.share * len(rows))), len(rows))
+        count = min(max(config.fewest, round(tally.share * len(rows))), len(rows), self._affordable(tally))
         margin = self.search.margin[rows]
         place, turns = margin / margin.median().clamp_min(1e-12), tally.turns[rows]
         place = place + turns if config.near is None else (place + config.near) * (1 + turns)
@@ -166,6 +173,7 @@ class Engine:
             tally.error = f"raised {type(failure).__name__}: {failure}"
         flips = search.fooled & ~before
         tally.tried[rows] = True
+        tally.given += len(rows)
         tally.fooled |= flips
         forward, backward = self._passes()
         tally.forward_samples += forward - passes[0]
@@ -231,6 +239,19 @@ class Engine:
         meter.forward_samples, meter.backward_samples = values["passes"]
         search.broken = values["broken"]
         return tensors["x_adv"]
+
+    def _left(self) -> float:
+        """Passes that the suite's end leaves for this cell."""
+        whole = self.suite.end(self.search.threat).whole
+        return math.inf if whole is None else whole * len(self.search.x) - (self._spent() - self.begun)
+
+    def _affordable(self, tally: Tally) -> int:
+        """How many samples this attack can be given with what is left, by what they took it so far; one at least.
+
+        Where it has had none yet, by what they took the dearest of the others.
+        """
+        left, each = self._left(), tally.each or max(other.each for other in self.tallies)
+        return len(self.search.x) if left == math.inf or not each else max(1, int(left / each))
 
     def _spent(self) -> int:
         """Passes so far, forward and backward."""

@@ -211,7 +211,7 @@ def _facts(
 
 def _check_warm(suite: Suite, warm: Tensor | None, x: Tensor) -> None:
     """Raise WrongInput where the inputs to begin with are missing, or not one per sample."""
-    if suite == SUITES["warm"] and warm is None:
+    if suite.attacks == SUITES["warm"].attacks and warm is None:
         raise WrongInput(
             "suite 'warm' goes on from inputs that are known: give warm=earlier.nearest, or another suite."
         )

@@ -47,7 +47,9 @@ def test_an_empty_suite_is_refused():
 
 
 @pytest.mark.parametrize(
-    "change", [{"again": 2.0}, {"passes": 10.0}, {"effort": 10.0}, {"ends": {"l1": {"again": 2.0}}}], ids=str
+    "change",
+    [{"again": 2.0}, {"passes": 10.0}, {"effort": 10.0}, {"whole": 10.0}, {"ends": {"l1": {"again": 2.0}}}],
+    ids=str,
 )
 def test_a_suite_s_digest_follows_how_long_it_goes_on(change):
     plain = Suite(name="x", attacks=(AttackConfig(name="square", samples="drawn"),))
@@ -96,16 +98,30 @@ def test_a_suite_without_an_attack_for_the_norm_is_refused():
         {"again": None},
         {"passes": 0},
         {"effort": 0},
+        {"whole": 0},
         {"attacks": ()},
         {"agian": 1},
         {"ends": {"l3": {}}},
         {"ends": {"l1": {"passes": 0}}},
     ],
-    ids=["again", "no end", "passes", "effort", "attacks", "unknown", "unknown norm", "another end"],
+    ids=["again", "no end", "passes", "effort", "whole", "attacks", "unknown", "unknown norm", "another end"],
 )
 def test_a_suite_that_could_not_run_is_refused(fields):
     with pytest.raises(ValidationError, match=next(iter(fields))):
         Suite(**{"name": "x", "attacks": (AttackConfig(name="pgd"),)} | fields)
+
+
+def test_a_limit_holds_under_every_norm():
+    suite = SUITES["warm"].within(9.5)
+    ends = {suite.end(ThreatModel(norm=norm, eps=0.1)).whole for norm in ("linf", "l2", "l1")}
+    assert ends == {9.5}
+    assert suite.end(ThreatModel(norm="l2", eps=1)).effort == SUITES["warm"].ends["l2"].effort
+
+
+@pytest.mark.parametrize("passes", [0, -1.0, float("nan")])
+def test_a_limit_that_leaves_nothing_is_refused(passes):
+    with pytest.raises(WrongInput, match="leaves nothing to spend"):
+        SUITES["warm"].within(passes)
 
 
 @pytest.mark.parametrize("starts", ["", " ", "towards", "nearest towards", "noise,nearest"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
+from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel, as_suite
 from tasks.attacks.config import ARMS
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance, inside
@@ -408,6 +408,23 @@ def test_a_drawing_without_an_end_of_its_own_goes_on_to_its_limit(limit, of):
     spent = (drawn.forward_samples + drawn.backward_samples) / (of or int((~found.fooled).sum()))
     assert 0.9 * 30 <= spent <= (1.1 if of else 2) * 30  # samples that fell had their share of the effort as well
     assert found.capped
+
+
+@pytest.mark.parametrize("suite", ["standard", "warm"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_suite_within_a_limit_ends_there_and_not_far_below(hardened, norm, suite):
+    """Not far beyond: a turn is as small as what is left asks, but one sample at least."""
+    x, y = shown(200)
+    threat = ThreatModel(norm=norm, eps={"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm])
+    begin = x if suite == "warm" else None
+    most, open_ = SUITES[suite].within(30.0), SUITES[suite]
+    found, free = (measure(hardened, x, y, threat=threat, suite=s, warm=begin) for s in (most, open_))
+    assert found.passes / len(x) <= 30 + 3  # the probe, the confirmation, the last turn
+    assert found.passes <= free.passes + 3 * len(x)
+    if free.passes / len(x) > 33:
+        assert found.capped
+        assert found.passes / len(x) >= 27
+    assert most.digest != open_.digest
 
 
 def test_a_warm_start_finds_all_of_it_again_for_a_fifth(hardened, cold):

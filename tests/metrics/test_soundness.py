@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attacks import AttackConfig, Suite, ThreatModel
+from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel
 from tasks.data import digits
 from tasks.errors import WrongInput
 from tasks.metrics import Sign, examine, measure, security_curve
@@ -372,9 +372,10 @@ def test_other_samples_than_were_measured_are_refused(planted, images):
             examine(model, wrong, y[: len(wrong)], outcomes=outcomes)
 
 
-def test_the_warm_suite_wants_something_warm(planted, images):
+@pytest.mark.parametrize("suite", ["warm", SUITES["warm"].within(10)], ids=["by name", "with a limit"])
+def test_the_warm_suite_wants_something_warm(planted, images, suite):
     with pytest.raises(WrongInput, match=r"warm=earlier\.nearest"):
-        measure(planted["plain MLP"].model, *images, threat=THREAT, suite="warm")
+        measure(planted["plain MLP"].model, *images, threat=THREAT, suite=suite)
 
 
 @pytest.mark.parametrize(
