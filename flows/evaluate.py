@@ -14,7 +14,7 @@ from tasks.parts import named
 from tasks.publish import publish
 from tasks.record import record
 from tasks.replay import replay_examples
-from tasks.track import aliases, model_facts, open_run
+from tasks.track import model_facts, open_run
 from tasks.validate import validate_data
 
 
@@ -42,10 +42,11 @@ def doubt(
     report = evaluate_robustness(
         model, data, config.evaluation, split="test", run_id=run_id, name=config.name, again=again
     )
-    found, tags = whole(report), whole(model_facts(config.name)[1])
-    replays = replay_examples(config.name, tags, model, data, found, run_id=run_id)
+    held, tags = model_facts(config.name)
+    found = whole(report)
+    replays = replay_examples(config.name, whole(tags), model, data, found, run_id=run_id)
     champion = None
-    if version is not None and version > aliases(config.name).get("champion", version):
+    if version is not None and version > held.get("champion", version):
         champion = champion_report(
             config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
         )

@@ -1,6 +1,7 @@
 """Where a run on one machine keeps its things, said to Prefect and MLflow before they are imported."""
 
 import os
+from pathlib import Path
 
 from tasks.home import folder
 
@@ -42,5 +43,24 @@ def settle(*, server: bool = False) -> None:
             os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         for name, value in TEMPORARY_SERVER.items():
             os.environ.setdefault(name, value)
+    if os.environ.get("PREFECT_API_URL", "").startswith("http:") and not os.environ.get("SSL_CERT_FILE"):
+        os.environ.setdefault("PREFECT_API_SSL_CERT_FILE", str(_one_authority()))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def _one_authority() -> Path:
+    """A file with the first of the certificate authorities that Prefect would trust, instead of all of them.
+
+    Each of its clients reads them all, for 30 ms of arithmetic, and a run makes a dozen; a server that is asked without
+    TLS needs none. A file without any is refused.
+    """
+    path = folder("prefect") / "without-tls.pem"
+    if not path.exists():
+        import certifi
+
+        first, end, _ = Path(certifi.where()).read_text(encoding="utf-8").partition("-----END CERTIFICATE-----\n")
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_text(first + end, encoding="utf-8")
+        part.replace(path)
+    return path

@@ -136,7 +136,6 @@ def version_tags(report: RobustnessReport, verdict: Verdict) -> dict[str, str]:
     """What people and other tools read on a version: the newest verdict and its numbers."""
     tags = {
         "redoubt.verdict": verdict.outcome,
-        "redoubt.stage": report.stage,
         "redoubt.data_digest": report.data_digest,
         "redoubt.weights_digest": report.weights_digest,
         "redoubt.suite_digest": report.threats[0].suite_digest,

@@ -37,6 +37,7 @@ LATER = (  # what an evaluation loads only when it comes to it
     *("matplotlib.figure", "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg"),
     *("graphviz", "mlflow.tracking.request_header.registry", "netrc", "pyarrow.vendored.version"),
     *("prefect.concurrency.sync", "prefect.utilities.visualization", "anyio._backends._asyncio"),
+    *("prefect.deployments.steps", "prefect.runner"),
 )
 PAGES = ("report.html.jinja", "soundness.html.jinja", "validation.html.jinja")
 

@@ -89,8 +89,15 @@ def load_bytes(uri: str) -> bytes:
     known = _MEMORY.get(uri)
     if known is not None:
         return known
+    store = patient()
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    folder, _, name = placed(checked(uri)).rpartition("/")
     with tempfile.TemporaryDirectory() as scratch:
-        raw = download(uri, scratch).read_bytes()
+        file = Path(scratch) / "file"
+        fetch: Any = get_artifact_repository(folder)._download_file  # the public way asks first whether it is a folder
+        store.ask(lambda: fetch(name, str(file)))
+        raw = file.read_bytes()
     if uri.startswith("runs:/"):
         _MEMORY.keep(uri, raw)
     return raw

@@ -89,6 +89,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return kept | {"REDOUBT_HOME": str(home)} | more
 
 
+@pytest.mark.nightly  # a minute: both databases make their tables
 def test_a_run_on_empty_stores_prints_one_object(tmp_path):
     """Everything embedded, as a stranger starts it; the verdict of this data is known."""
     ran = subprocess.run(
