@@ -43,7 +43,7 @@ def settle(*, server: bool = False) -> None:
             os.environ.setdefault(f"PREFECT_SERVER_SERVICES_{service}_ENABLED", "false")
         for name, value in TEMPORARY_SERVER.items():
             os.environ.setdefault(name, value)
-    if os.environ.get("PREFECT_API_URL", "").startswith("http:") and not os.environ.get("SSL_CERT_FILE"):
+    if os.environ.get("PREFECT_API_URL", "").startswith("http:"):
         os.environ.setdefault("PREFECT_API_SSL_CERT_FILE", str(_one_authority()))
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
