@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import math
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskStatus
     from prefect.client.schemas.objects import FlowRun
-    from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.client.schemas.responses import DeploymentResponse, WorkerFlowRunResponse
 
 POLL = 1.0  # seconds between two questions for work; Prefect's own default is 10
+SEEN = 30.0  # the same where no other run could begin: the server takes a queue that nobody asks for as abandoned
 READ_LATE = ("PREFECT__", "REDOUBT_", "MLFLOW_TRACKING_", "AWS_")  # variables that are read when they are needed
 FOLDER = "prefect.deployments.steps.set_working_directory"
 LOG = logging.getLogger("redoubt")
@@ -65,6 +68,7 @@ class WarmWorker(ProcessWorker):
 
     type = "process"
     nursery: Nursery | None = None
+    asked = -math.inf  # when the server was last asked for work, on the monotonic clock
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -104,6 +108,15 @@ class WarmWorker(ProcessWorker):
         super()._release_limit_slot(flow_run_id)
         if self._runs_task_group is not None and self.is_setup:
             self._runs_task_group.start_soon(self._ask_again)
+
+    async def _get_scheduled_flow_runs(self) -> list["WorkerFlowRunResponse"]:
+        """Not asked while all runs that may be at once are under way: a long queue costs the server much to tell."""
+        full = self._limiter is not None and self._limiter.available_tokens < 1
+        now = time.monotonic()
+        if full and now - self.asked < SEEN:
+            return []
+        self.asked = now
+        return await super()._get_scheduled_flow_runs()
 
     async def _ask_again(self) -> None:
         with suppress(httpx.HTTPError):  # the loop, which asks every second, says what is wrong

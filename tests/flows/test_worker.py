@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import anyio
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -20,6 +21,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.deployments.runner import RunnerDeployment
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
+from prefect.workers.process import ProcessWorker
 
 from flows.config import EvaluateConfig
 from flows.warm.mother import fingerprint
@@ -266,6 +268,34 @@ def test_a_worker_without_a_server_says_what_to_write(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(WrongInput, match="--limit 0 would never"):
         work(limit=0)
+
+
+def test_a_worker_that_can_start_nothing_asks_for_no_work_but_now_and_then(monkeypatch):
+    asked, now = [], [0.0]
+
+    async def told(self):
+        asked.append(now[0])
+        return []
+
+    monkeypatch.setattr(ProcessWorker, "_get_scheduled_flow_runs", told)
+    monkeypatch.setattr("flows.worker.time", SimpleNamespace(monotonic=lambda: now[0]))
+    worker = WarmWorker(work_pool_name="redoubt", limit=1)
+    worker._limiter = anyio.CapacityLimiter(1)
+
+    async def each_second(until: int) -> None:
+        while now[0] < until:
+            await worker._get_scheduled_flow_runs()
+            now[0] += 1
+
+    async def whole() -> None:
+        await each_second(3)
+        worker._limiter.acquire_on_behalf_of_nowait("a run")
+        await each_second(70)
+        worker._limiter.release_on_behalf_of("a run")
+        await each_second(73)
+
+    anyio.run(whole)
+    assert asked == [0, 1, 2, 32, 62, 70, 71, 72]
 
 
 def configured(env: dict[str, str], steps: list[dict[str, Any]] | None = None, path: str | None = None) -> Any:
