@@ -42,9 +42,9 @@ def doubt(
     report = evaluate_robustness(
         model, data, config.evaluation, split="test", run_id=run_id, name=config.name, again=again
     )
-    held, tags = model_facts(config.name)
-    found = whole(report)
-    replays = replay_examples(config.name, whole(tags), model, data, found, run_id=run_id)
+    held, known = model_facts(config.name)
+    found, tags = whole(report), whole(known)
+    replays = replay_examples(config.name, tags, model, data, found, run_id=run_id)
     champion = None
     if version is not None and version > held.get("champion", version):
         champion = champion_report(
@@ -60,6 +60,7 @@ def doubt(
         name=config.name,
         version=version,
         data=data,
+        tags=tags,
     )
     asked = config.model_dump(mode="json")
     evidence = record(

@@ -1,7 +1,7 @@
 """Turn a report into a verdict, and keep it."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from shlex import quote
 from typing import Any
@@ -33,15 +33,18 @@ def decide(
     name: str = "",
     version: int | None = None,
     data: Data | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Verdict:
     """The verdict on the report under the policy, kept in the stage's run.
 
     The champion, the stored examples (replays) and the findings of the registered model `name` are asked about test
-    only. version: the model's own; the next one where it is not registered yet.
+    only. version: the model's own; the next one where it is not registered yet. tags: those of the registered model,
+    where they were just read.
     """
     verdict = judge(report, policy, champion.report if champion else None, replays=replays)
     if name and data is not None and report.split == "test":
-        verdict = _with_findings(verdict, name, version, model, data, report, policy, replays)
+        ledger = findings_in(name, model_facts(name)[1] if tags is None else tags)
+        verdict = _with_findings(verdict, ledger, name, version, model, data, report, policy, replays)
     prefix = "" if report.split == "test" else f"{report.split}."
     set_tags(model.run_id, {f"redoubt.{prefix}verdict": verdict.outcome})
     kept: dict[str, Any] = {"verdict": verdict.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
@@ -52,6 +55,7 @@ def decide(
 
 def _with_findings(
     verdict: Verdict,
+    ledger: Sequence[Finding],
     name: str,
     version: int | None,
     model: StoredModel,
@@ -61,7 +65,6 @@ def _with_findings(
     replays: Sequence[ReplayReport],
 ) -> Verdict:
     """The verdict with one check more: no finding that this evaluation leaves open is older than the policy allows."""
-    ledger = findings_in(name, model_facts(name)[1])
     if not ledger:
         return verdict
     number = version or max(versions(name), default=0) + 1

@@ -31,7 +31,7 @@ from tasks.posture.evidence import (
 )
 from tasks.posture.signing import sign
 from tasks.results import BOM, CARD
-from tasks.track import MODEL_FILES, artifacts, commit, environment, load_bytes, location, log_bytes, model_artifacts
+from tasks.track import MODEL_FILES, commit, environment, load_bytes, location, log_bytes, model_artifacts, written
 from tasks.verdicts import Champion, Verdict
 
 SIGNED = ".sig"  # after the path of a file, that of its signature
@@ -116,7 +116,7 @@ def _keep(run_id: str, raw: bytes, path: str) -> None:
 
 def _files(name: str, version: int | None, model: StoredModel) -> dict[str, str]:
     """The SHA-256 of every file that the run keeps, and of the model that others load from the registry."""
-    paths = [path for path in artifacts(model.run_id) if path not in LATER]
+    paths = [path for path in written(model.run_id) if path not in LATER]
     kept = {path: digest(load_bytes(f"runs:/{model.run_id}/{path}")) for path in paths}
     return kept | {f"{MODEL_FILES}{path}": found for path, found in _served(name, version, model).items()}
 

@@ -1,17 +1,18 @@
 """Leave behind what people look at: the page, Prefect's artifacts, an event."""
 
+import asyncio
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import Artifact, LinkArtifact, MarkdownArtifact, TableArtifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from torch import Tensor
 
 from tasks.announce import announce
@@ -69,13 +70,18 @@ def _show(story: Story, page: Path) -> None:
     """Leave the verdict, the curves and the way to the page in Prefect, all at the same time."""
     key, verdict = f"redoubt-{_slug(story.name)}", f"Verdict on {story.name}"
     made = (
-        partial(create_markdown_artifact, render_markdown(story), key=key, description=verdict),
-        partial(create_table_artifact, _curves(story), key=f"{key}-curves", description="Robust accuracy against eps"),
-        partial(create_link_artifact, page.as_uri(), key=f"{key}-page", description="The whole report"),
+        MarkdownArtifact(key=key, description=verdict, markdown=render_markdown(story)),
+        TableArtifact(key=f"{key}-curves", description="Robust accuracy against eps", table=_curves(story)),
+        LinkArtifact(key=f"{key}-page", description="The whole report", link=page.as_uri()),
     )
-    with ThreadPoolExecutor(len(made)) as several:
-        for done in [several.submit(copy_context().run, make) for make in made]:
-            done.result()
+    with ThreadPoolExecutor(1) as apart:  # in this thread a notebook may have a loop already
+        apart.submit(copy_context().run, asyncio.run, _left(made)).result()
+
+
+async def _left(made: Sequence[Artifact]) -> None:
+    """Leave the artifacts in Prefect through one client: each one alone would make its own."""
+    async with get_client() as api:
+        await asyncio.gather(*(artifact.acreate(api) for artifact in made))
 
 
 def _vouch(story: Story) -> None:

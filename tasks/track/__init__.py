@@ -1,7 +1,18 @@
 """The only door to MLflow."""
 
 from tasks.track.ahead import build_ahead
-from tasks.track.kept import artifacts, as_json, download, keeps, load_bytes, log_bytes, log_dict, log_files, log_text
+from tasks.track.kept import (
+    artifacts,
+    as_json,
+    download,
+    keeps,
+    load_bytes,
+    log_bytes,
+    log_dict,
+    log_files,
+    log_text,
+    written,
+)
 from tasks.track.models import (
     MODEL_FILES,
     STORED,
@@ -111,4 +122,5 @@ __all__ = [
     "timed",
     "versions",
     "write_and_delete",
+    "written",
 ]

@@ -23,6 +23,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self._files: dict[tuple[str, str], bytes] = {}  # by the store and the URI of the file
+        self._made: dict[tuple[str, str], set[str]] = {}  # by the store and the run: what was written to it, all of it
         self._open, self._size, self._lock = 0, 0, Lock()
 
     @contextmanager
@@ -36,7 +37,20 @@ class _Memory:
                 self._open -= 1
                 if not self._open:
                     self._files.clear()
+                    self._made.clear()
                     self._size = 0
+
+    def begin(self, run_id: str) -> None:
+        """A run that this process has just made, and that nobody else writes to."""
+        with self._lock:
+            self._made[client().tracking_uri, run_id] = set()
+
+    def note(self, run_id: str, path: str) -> None:
+        with self._lock:
+            self._made.get((client().tracking_uri, run_id), set()).add(path)
+
+    def written(self, run_id: str) -> set[str] | None:
+        return self._made.get((client().tracking_uri, run_id))
 
     def keep(self, uri: str, raw: bytes) -> None:
         key = client().tracking_uri, uri
@@ -51,7 +65,7 @@ class _Memory:
 
 
 _MEMORY = _Memory()
-remembered = _MEMORY.open
+remembered, begin = _MEMORY.open, _MEMORY.begin
 
 
 def log_text(run_id: str, text: str, path: str) -> None:
@@ -76,6 +90,7 @@ def log_bytes(run_id: str, raw: bytes, path: str) -> None:
         file.write_bytes(raw)
         parent = str(Path(path).parent)
         client().log_artifact(run_id, str(file), None if parent == "." else parent)
+    _MEMORY.note(run_id, path)
     _MEMORY.keep(f"runs:/{run_id}/{path}", raw)
 
 
@@ -137,6 +152,12 @@ def artifacts(run_id: str, folder: str = "") -> tuple[str, ...]:
     for path, is_folder in _listed(run_id, folder):
         found += artifacts(run_id, path) if is_folder else [path]
     return tuple(sorted(found))
+
+
+def written(run_id: str) -> tuple[str, ...]:
+    """The paths of every file that this process has written to a run of its own; of another run, all that it keeps."""
+    known = _MEMORY.written(run_id)
+    return artifacts(run_id) if known is None else tuple(sorted(known))
 
 
 def keeps(run_id: str, path: str) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import StoreUnreachable, WrongInput
 from tasks.home import folder
 from tasks.track.alive import is_gone, me
-from tasks.track.kept import log_dict, remembered
+from tasks.track.kept import begin, log_dict, remembered
 from tasks.track.places import keep_place, place_of_run
 from tasks.track.store import client, patient
 
@@ -114,6 +114,8 @@ def open_stage(run_id: str, stage: str) -> str:
     keep_place(made)
     if run_id in _OPENED:
         _OPENED[run_id].stages[stage] = made.info.run_id
+    if opened:
+        begin(str(made.info.run_id))
     return str(made.info.run_id)
 
 

@@ -15,6 +15,7 @@ from tasks.track import (
     open_run,
     open_stage,
     save_model,
+    written,
 )
 from tasks.track import kept as kept_module
 from tasks.track.kept import placed
@@ -120,3 +121,22 @@ def test_a_model_lands_in_its_own_run_whatever_the_caller_has_begun_with_mlflow(
     loaded = mlflow.pytorch.load_model(stored.model_uri)
     x = torch.rand(2, 201)
     torch.testing.assert_close(loaded(x), network(x))
+
+
+def test_what_was_written_to_a_run_of_one_s_own_is_known_and_of_another_is_asked_for(home, monkeypatch):
+    with open_run("mine", {}) as run_id:
+        stage = open_stage(run_id, "baseline")
+        assert written(stage) == ()
+        log_text(stage, "a", "a.txt")
+        log_text(stage, "b", "folder/b.txt")
+        assert written(stage) == artifacts(stage) == ("a.txt", "folder/b.txt")
+        (home / "mlflow" / "artifacts" / "mine" / stage / "artifacts" / "planted.txt").write_text("by somebody else")
+        assert written(stage) == ("a.txt", "folder/b.txt")
+        assert "planted.txt" in artifacts(stage)
+        monkeypatch.setenv("REDOUBT_WORKERS", "dask:")  # which write to stages as well
+        shared = open_stage(run_id, "candidate")
+        log_text(shared, "a", "a.txt")
+        (home / "mlflow" / "artifacts" / "mine" / shared / "artifacts" / "theirs.txt").write_text("by a worker")
+        assert written(shared) == ("a.txt", "theirs.txt")
+        monkeypatch.delenv("REDOUBT_WORKERS")
+    assert written(stage) == artifacts(stage)  # once it is over, all of it
