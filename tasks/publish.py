@@ -74,7 +74,7 @@ def _show(story: Story, page: Path) -> None:
         TableArtifact(key=f"{key}-curves", description="Robust accuracy against eps", table=_curves(story)),
         LinkArtifact(key=f"{key}-page", description="The whole report", link=page.as_uri()),
     )
-    with ThreadPoolExecutor(1) as apart:  # in this thread a notebook may have a loop already
+    with ThreadPoolExecutor(1) as apart:  # the caller's thread may run a loop already, as a notebook's does
         apart.submit(copy_context().run, asyncio.run, _left(made)).result()
 
 
