@@ -104,18 +104,25 @@ def load_bytes(uri: str) -> bytes:
     known = _MEMORY.get(uri)
     if known is not None:
         return known
+    with tempfile.TemporaryDirectory() as scratch:
+        if placed(uri).startswith("models:"):  # of a registered version, whose place only the registry knows
+            raw = download(uri, scratch).read_bytes()
+        else:
+            raw = _fetched(uri, Path(scratch) / "file")
+    if uri.startswith("runs:/"):
+        _MEMORY.keep(uri, raw)
+    return raw
+
+
+def _fetched(uri: str, into: Path) -> bytes:
+    """The bytes of a file whose place is known, without asking first whether it is a folder, as download() does."""
     store = patient()
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     folder, _, name = placed(checked(uri)).rpartition("/")
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "file"
-        fetch: Any = get_artifact_repository(folder)._download_file  # the public way asks first whether it is a folder
-        store.ask(lambda: fetch(name, str(file)))
-        raw = file.read_bytes()
-    if uri.startswith("runs:/"):
-        _MEMORY.keep(uri, raw)
-    return raw
+    fetch: Any = get_artifact_repository(folder)._download_file
+    store.ask(lambda: fetch(name, str(into)))
+    return into.read_bytes()
 
 
 def download(uri: str, into: str) -> Path:

@@ -12,8 +12,10 @@ from tasks.track import (
     log_bytes,
     log_dict,
     log_text,
+    model_artifacts,
     open_run,
     open_stage,
+    register,
     save_model,
     written,
 )
@@ -140,3 +142,18 @@ def test_what_was_written_to_a_run_of_one_s_own_is_known_and_of_another_is_asked
         assert written(shared) == ("a.txt", "theirs.txt")
         monkeypatch.delenv("REDOUBT_WORKERS")
     assert written(stage) == artifacts(stage)  # once it is over, all of it
+
+
+def test_a_file_is_the_same_by_each_of_its_names(home):
+    """By the logged model and by the registered version that serves it, in a folder too."""
+    network = build("two-kinds-mlp", seed=1).eval()
+    with open_run("mine", {}) as run_id:
+        stage = open_stage(run_id, "baseline")
+        stored = save_model(stage, "baseline", "two-kinds-mlp", network, torch.zeros(2, 201))
+        number = register("adopted (v2)", stored, {})
+    files = model_artifacts(stored.model_uri)
+    assert "MLmodel" in files
+    assert any("/" in path for path in files)
+    for path, raw in files.items():
+        for root in (stored.model_uri, f"models:/adopted (v2)/{number}"):
+            assert load_bytes(f"{root}/{path}") == raw
