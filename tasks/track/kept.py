@@ -105,7 +105,7 @@ def load_bytes(uri: str) -> bytes:
     if known is not None:
         return known
     with tempfile.TemporaryDirectory() as scratch:
-        if placed(uri).startswith("models:"):  # of a registered version, whose place only the registry knows
+        if placed(checked(uri)).startswith("models:"):  # of a registered version, whose place only the registry knows
             raw = download(uri, scratch).read_bytes()
         else:
             raw = _fetched(uri, Path(scratch) / "file")
@@ -119,7 +119,7 @@ def _fetched(uri: str, into: Path) -> bytes:
     store = patient()
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    folder, _, name = placed(checked(uri)).rpartition("/")
+    folder, _, name = placed(uri).rpartition("/")
     fetch: Any = get_artifact_repository(folder)._download_file
     store.ask(lambda: fetch(name, str(into)))
     return into.read_bytes()
