@@ -79,9 +79,8 @@ def attack_cell(
     if meter.reseed is not None:
         meter.reseed = generator(CPU, seed, "answers", number)
     clean, prediction = judged(meter, x)
-    broken = int((~clean.isfinite()).any(1).sum())
+    broken, correct = int((~clean.isfinite()).any(1).sum()), prediction == y
     problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
-    correct = prediction == y
     rng = generator(x.device, seed, number)
     exact = coarse or meter.draws > 1
     search = Search(

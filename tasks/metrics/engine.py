@@ -242,14 +242,11 @@ class Engine:
 
     def _left(self) -> float:
         """Passes that the suite's end leaves for this cell."""
-        whole = self.suite.end(self.search.threat).whole
-        return math.inf if whole is None else whole * len(self.search.x) - (self._spent() - self.begun)
+        whole = self.suite.end(self.search.threat).whole or math.inf
+        return whole * len(self.search.x) - (self._spent() - self.begun)
 
     def _affordable(self, tally: Tally) -> int:
-        """How many samples this attack can be given with what is left, by what they took it so far; one at least.
-
-        Where it has had none yet, by what they took the dearest of the others.
-        """
+        """How many samples this attack can be given, by what they took it so far, or else the dearest of the others."""
         left, each = self._left(), tally.each or max(other.each for other in self.tallies)
         return len(self.search.x) if left == math.inf or not each else max(1, int(left / each))
 

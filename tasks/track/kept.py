@@ -42,12 +42,14 @@ class _Memory:
 
     def begin(self, run_id: str) -> None:
         """A run that this process has just made, and that nobody else writes to."""
+        key = client().tracking_uri, run_id
         with self._lock:
-            self._made[client().tracking_uri, run_id] = set()
+            self._made[key] = set()
 
     def note(self, run_id: str, path: str) -> None:
+        key = client().tracking_uri, run_id
         with self._lock:
-            self._made.get((client().tracking_uri, run_id), set()).add(path)
+            self._made.get(key, set()).add(path)
 
     def written(self, run_id: str) -> set[str] | None:
         return self._made.get((client().tracking_uri, run_id))
