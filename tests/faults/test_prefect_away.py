@@ -87,6 +87,13 @@ def wait_for(env: dict[str, str], run: str, *wanted: str, seconds: float = 900) 
     return now
 
 
+def until_said(log: Path, words: str, seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while words not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.5)
+
+
 def children(pid: int) -> list[int]:
     """The processes that a process has started, and theirs."""
     found = []
@@ -123,6 +130,8 @@ def test_a_flow_process_that_is_killed_is_crashed_and_a_retry_comes_to_the_verdi
             time.sleep(0.1)
         for pid in children(worker.pid):
             os.kill(pid, signal.SIGKILL)
+        # Prefect says it twice, first the flow's own runner; what the worker says later would undo a retry
+        until_said(tmp_path / "worker.log", "Flow run infrastructure exited")
         wait_for(env, run, "CRASHED")
         prefect(env, "flow-run", "retry", run)
         assert wait_for(env, run, "COMPLETED", "FAILED", "CRASHED") == "COMPLETED"

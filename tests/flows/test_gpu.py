@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextvars import copy_context
 
 import pytest
 import torch
@@ -26,7 +27,8 @@ def most_at_once(steps: int) -> int:
             with lock:
                 inside[0] -= 1
 
-    threads = [threading.Thread(target=step) for _ in range(steps)]
+    # as Prefect's runners start a step: a thread of its own that knows the settings
+    threads = [threading.Thread(target=copy_context().run, args=(step,)) for _ in range(steps)]
     for thread in threads:
         thread.start()
     for thread in threads:
