@@ -50,11 +50,11 @@ CASES = (
     Case("cifar-resnet-adv", LINF(eps=4 / 255), "conv", "report", 200),
     Case("cifar-resnet-1step", LINF(eps=8 / 255), "masked", "report", 200),
     Case("digits-mlp-adv", L2(eps=0.5), "another", "tune"),
-    Case("mnist-cnn-adv-l2", L2(eps=2.0), "l2", "tune", 250),
-    Case("mnist-cnn-adv", L2(eps=1.5), "another", "tune", 250),
+    Case("mnist-cnn-adv-l2", L2(eps=2.0), "l2", "tune"),
+    Case("mnist-cnn-adv", L2(eps=1.5), "another", "tune"),
     Case("cifar-cnn-adv", L2(eps=0.5), "another", "report", 200),
     Case("digits-mlp-adv", L1(eps=2.0), "another", "tune"),
-    Case("mnist-cnn-adv-l2", L1(eps=8.0), "l1", "tune", 250),
+    Case("mnist-cnn-adv-l2", L1(eps=8.0), "l1", "tune"),
 )
 
 

@@ -16,19 +16,21 @@ from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
 
 FIRST, LAST = 1.0, 0.05  # of eps: the first and the last step's size
+SHRUNK = 0.25  # of the steps: by then a ball that was larger at first has come down to eps
 BIAS = 0.1  # FAB: how far a step may be pulled back towards the original (alpha_max in the paper)
 OVERSHOOT = 1.05  # FAB: how far a step goes beyond the hyperplane (eta)
 WIDE: dict[Norm, tuple[float, ...]] = {  # the ball in which a sample's restarts begin, in eps and in turn
     "l2": (2.0, 1.5),
     "l1": (5.0, 3.0),
 }
+WAVED: tuple[Norm, ...] = ("l2",)  # where steps that fall along a cosine find more than ever smaller ones
 FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when it may end at any other one
 STARTS = ("nearest", "toward", "blocks", "stripes", "noise")
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
 
 
 def margin(search: Search, rows: Tensor, *, steps: int = 8) -> None:
-    """Lower the margin to the nearest class, from the clean input, along steps that shrink geometrically.
+    """Lower the margin to the nearest class, from the clean input, along steps that shrink.
 
     After APGD (Croce and Hein, 2020, https://arxiv.org/abs/2003.01690) with the raw margin as loss and without its
     momentum and look-backs, which do not pay within so few steps.
@@ -137,10 +139,12 @@ def _toward(search: Search, rows: Tensor, target: Tensor, nth: Tensor) -> Tensor
 
 
 def _climb(search: Search, steps: int, *, wide: float = 1.0) -> Move:
-    """Down the margin's slope; the ball starts `wide` times as large and has shrunk to eps after half of the steps."""
+    """Down the margin's slope; the ball starts `wide` times as large and has soon shrunk to eps."""
     i = torch.arange(steps, dtype=search.x.dtype, device=search.x.device)
-    shares = FIRST * (LAST / FIRST) ** (i / max(steps - 1, 1))
-    radii = search.threat.eps * (1 + (wide - 1) * (1 - i / max(steps / 2, 1)).clamp_min(0))
+    done = i / max(steps - 1, 1)
+    falling, waved = FIRST * (LAST / FIRST) ** done, LAST + (FIRST - LAST) * (1 + torch.cos(math.pi * done)) / 2
+    shares = waved if search.threat.norm in WAVED else falling
+    radii = search.threat.eps * (1 + (wide - 1) * (1 - i / max(SHRUNK * steps, 1)).clamp_min(0))
 
     def move(at: At) -> Tensor:
         eps = per_sample(radii[at.step], like=at.delta) if wide > 1 else None

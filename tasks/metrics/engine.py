@@ -241,9 +241,9 @@ class Engine:
         return tensors["x_adv"]
 
     def _left(self) -> float:
-        """Passes that the suite's end leaves for this cell."""
+        """Passes that the suite's end leaves for this cell; what fell is judged once more at its end."""
         whole = self.suite.end(self.search.threat).whole or math.inf
-        return whole * len(self.search.x) - (self._spent() - self.begun)
+        return whole * len(self.search.x) - (self._spent() - self.begun) - int(self.search.fooled.sum())
 
     def _affordable(self, tally: Tally) -> int:
         """How many samples this attack can be given, by what they took it so far, or else the dearest of the others."""

@@ -178,7 +178,8 @@ def home(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.nightly
 def test_three_evaluations_queued_at_once_end_with_a_verdict_each(stand, worker, home):
     queued = [stand.evaluate(samples) for samples in (40, 41, 42)]
-    assert [stand.ended(run) for run in queued] == ["Completed"] * 3
+    ends = [stand.ended(run) for run in queued]
+    assert ends == ["Completed"] * 3, [stand.api.read_flow_run(run).state.message for run in queued]
     runs = stand.runs()
     assert len(runs) == 3
     assert {run.data.tags["redoubt.verdict"] for run in runs} <= {"pass", "fail", "cannot tell"}
