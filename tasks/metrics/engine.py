@@ -41,13 +41,8 @@ class Tally:
     share: float = 0.0  # of the samples that stand: the size of its next turn
     spent: bool = False  # a turn of it passed nothing through the model: it has nothing left to try
     lately: tuple[float, float] = (0.0, 0.0)  # flips and passes, those before the last success counting less
-    given: int = 0  # samples, counting each once for each time
+    each: float = 0.0  # passes that a sample took it, in the turn in which it took the most
     rng: Generator | None = field(default=None, repr=False)
-
-    @property
-    def each(self) -> float:
-        """Passes that a sample took it."""
-        return (self.forward_samples + self.backward_samples) / max(self.given, 1)
 
     @property
     def rate(self) -> float:
@@ -173,13 +168,13 @@ class Engine:
             tally.error = f"raised {type(failure).__name__}: {failure}"
         flips = search.fooled & ~before
         tally.tried[rows] = True
-        tally.given += len(rows)
         tally.fooled |= flips
         forward, backward = self._passes()
         tally.forward_samples += forward - passes[0]
         tally.backward_samples += backward - passes[1]
         tally.seconds += time.perf_counter() - started
         gained, spent = float(flips.sum()), float(forward - passes[0] + backward - passes[1])
+        tally.each = max(tally.each, spent / len(rows))
         earlier = tally.lately[1] / 2 if gained else tally.lately[1]  # what brought nothing is not forgotten
         tally.lately = tally.lately[0] / 2 + gained, earlier + spent
         return int(flips.sum())
@@ -246,7 +241,7 @@ class Engine:
         return whole * len(self.search.x) - (self._spent() - self.begun) - int(self.search.fooled.sum())
 
     def _affordable(self, tally: Tally) -> int:
-        """How many samples this attack can be given, by what they took it so far, or else the dearest of the others."""
+        """How many samples this attack can be given, by the most that one took it, or else any other attack."""
         left, each = self._left(), tally.each or max(other.each for other in self.tallies)
         return len(self.search.x) if left == math.inf or not each else max(1, int(left / each))
 
