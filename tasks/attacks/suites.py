@@ -30,12 +30,10 @@ SPARSE: tuple[Norm, ...] = ("l0", "l0-pixels")
 LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are in the way
 FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
 
-# Of the suite "warm": where to begin once more, and how much of it goes to the nearest.
-AGAIN = ("toward", "nearest", "noise")
-ANEW = ("stripes", "blocks", "noise")
+# Of the suite "warm": how a turn's samples are chosen, the nearest alone or more of them.
 SHARP = {"share": 0.005, "near": 0.005, "fewest": 2}
-BROAD = {"share": 0.01, "near": 0.02, "fewest": 2}
-SWEEP = {"share": 0.03, "fewest": 4}
+BROAD = {"share": 0.01, "near": 0.1, "fewest": 3}
+SWEEP = {"share": 0.03, "near": 0.05, "fewest": 4}
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
@@ -88,20 +86,22 @@ SUITES: dict[str, Suite] = {
         name="warm",
         attacks=(
             _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.25, norms=FLAT),
-            _nearest("restarts", {"starts": "nearest", "steps": 10}, share=0.12, norms=("l2",)),
+            _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.15, norms=("l2",)),
             _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.1, norms=("l1",)),
             _nearest("classes", {"steps": 10, "cut": 3, "pairs": 2.5}, share=0.09, norms=FLAT),
-            *(_drawn("restarts", {"starts": start, "steps": 16}, **SHARP, norms=FLAT) for start in AGAIN),
-            _drawn("restarts", {"starts": "nearest", "steps": 40}, **SWEEP, norms=("l2",)),
-            _drawn("fmn", {"steps": 30}, **SWEEP, norms=("l2",)),
+            *(
+                _drawn("restarts", {"starts": s, "steps": 16}, **SHARP, norms=FLAT)
+                for s in ("toward", "nearest", "noise")
+            ),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 2.0}, share=0.06, fewest=4, norms=LONG),
-            *(_drawn("restarts", {"starts": start, "steps": 20}, **BROAD, norms=("l2",)) for start in ANEW),
-            *(_drawn("restarts", {"starts": s, "steps": 20}, near=0.05, **SWEEP, norms=("l1",)) for s in arms.STARTS),
-            _drawn("fmn", {"steps": 30}, near=0.05, **SWEEP, norms=("l1",)),
+            *(_drawn("restarts", {"starts": s, "steps": 20}, **BROAD, norms=("l2",)) for s in arms.STARTS),
+            *(_drawn("restarts", {"starts": s, "steps": 20}, **SWEEP, norms=("l1",)) for s in arms.STARTS),
+            _drawn("fmn", {"steps": 30}, **BROAD, norms=("l2",)),
+            _drawn("fmn", {"steps": 30}, **SWEEP, norms=("l1",)),
         ),
         again=None,
         effort=2,
-        ends={"l2": End(again=None, effort=30), "l1": End(again=None, effort=36)},
+        ends={"l2": End(again=None, effort=34), "l1": End(again=None, effort=32)},
     ),
     "deep": Suite(
         name="deep",
