@@ -37,6 +37,7 @@ SILENT = re.compile(  # of MLflow's server, of an object store behind it, of a d
     r"|Could not connect to the endpoint|timeout on endpoint URL|\b(SlowDown|ServiceUnavailable|RequestTimeout)\b"
     r"|database (table |schema )?is locked|server closed the connection|[Cc]onnection refused|terminating connection"
 )
+TWIN = re.compile(r"UNIQUE constraint failed|duplicate key value|Duplicate entry")
 FULL = re.compile(r"database or disk is full|disk I/O error|No space left on device")
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two tries; each pause is twice the one before
 
@@ -85,6 +86,7 @@ class Patient:
 
     def __init__(self, client: "MlflowClient", uri: str) -> None:
         self._client, self.uri = client, without_password(uri)  # as it is shown, and asked for its health
+        client.log_inputs = _once_more(client.log_inputs)  # type: ignore[method-assign]
         self.left_over = Delivered(0, frozenset(), {})  # what came of the writes that earlier runs had left
         self.spool = spool_of(uri) if uri.startswith(("http://", "https://")) else None
         self._store = "the store" if self.spool is None else f"MLflow at {self.uri}"
@@ -288,6 +290,24 @@ MADE: dict[str, Callable[..., Any]] = {
     "create_experiment": _find_experiment,
 }
 TAGGED = ("create_run", "create_logged_model", "create_model_version")
+
+
+def _once_more(call: Callable[..., T]) -> Callable[..., T]:
+    """The call, repeated where another process makes the same row at that moment: this time MLflow finds it.
+
+    So it is with the dataset of two evaluations that start at once; nothing of the first try is kept.
+    """
+
+    @functools.wraps(call)
+    def once_more(*args: Any, **kwargs: Any) -> T:
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            if not TWIN.search(str(error)):
+                raise
+            return call(*args, **kwargs)
+
+    return once_more
 
 
 def _is_there(error: Exception) -> bool:

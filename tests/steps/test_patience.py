@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +23,7 @@ from tasks.track import (
     client,
     load_bytes,
     log_bytes,
+    log_dataset,
     log_dict,
     log_files,
     log_metrics,
@@ -268,8 +272,6 @@ def test_a_patience_that_is_no_number_is_wrong_input(monkeypatch):
 
 def test_a_locked_database_is_waited_for(home, monkeypatch):
     """MLflow itself gives up after twenty seconds; here its wait is cut to nothing, so that ours is what helps."""
-    import sqlite3
-
     with open_run("locked", {}) as run_id:
         client().get_run(run_id)
         holder = sqlite3.connect(home / "mlflow" / "mlflow.db", check_same_thread=False, isolation_level=None)
@@ -301,3 +303,24 @@ def test_register_finds_a_model_that_another_process_made_at_the_same_moment(doo
             patient()._client, "search_registered_models", lambda *a, **k: next(answers, None) or real(*a, **k)
         )
         assert register("race", StoredModel(run_id=run_id, **words), {}) == 1
+
+
+def test_a_dataset_that_another_run_notes_at_the_same_moment_is_noted_by_both(home):
+    """MLflow looks whether its row is there and then makes it; here another process makes it in between."""
+    from sqlalchemy import event
+
+    data = SimpleNamespace(name="two-kinds", digest="0" * 16, shape=(201,), classes=2, sizes={"test": 1})
+    others = []
+
+    def first(_connection, _cursor, statement, parameters, *_):
+        if statement.startswith("INSERT INTO datasets") and not others:
+            others.append(parameters)
+            with closing(sqlite3.connect(home / "mlflow" / "mlflow.db")) as other, other:
+                other.execute(statement, ("another", *parameters[1:]))
+
+    with open_run("at-once", {}) as run_id:
+        event.listen(client()._tracking_client.store.engine, "before_cursor_execute", first)
+        log_dataset(run_id, data)
+    assert len(others) == 1
+    (noted,) = client().get_run(run_id).inputs.dataset_inputs
+    assert (noted.dataset.name, noted.dataset.digest) == (data.name, data.digest)
