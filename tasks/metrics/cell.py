@@ -17,16 +17,8 @@ from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 
 BLOCK = 512  # samples of a cell
 CPU = torch.device("cpu")
-OF_THE_SEARCH = (
-    "config",
-    "error",
-    "turns",
-    "share",
-    "spent",
-    "lately",
-    "each",
-    "rng",
-)  # of a tally: not part of its result
+# Of a tally: not part of its result.
+OF_THE_SEARCH = ("config", "error", "turns", "share", "spent", "lately", "each", "rng")
 VOTES = 3  # times as many draws as the search averages judge a model that answers at random
 
 

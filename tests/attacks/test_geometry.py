@@ -6,6 +6,7 @@ perturbation that is inside and attains the bound is therefore the best one, wha
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -334,3 +335,20 @@ def test_distances_are_what_a_hand_computes(norm, far):
     )
     frozen = threat.model_copy(update={"mask": (False, *[True] * 5)})
     assert distance(torch.zeros_like(x_adv), x_adv, frozen).item() == float("inf")
+
+
+@pytest.mark.parametrize("budget", [0.5, 8.0, 120.0])
+@pytest.mark.parametrize("room", [1.0, 0.05])
+def test_a_budget_in_l1_goes_to_the_steepest_features_however_many_it_takes(budget, room):
+    """Of 784 features a few take it all, or most of them, or all with some of it left: against a sort in numpy."""
+    rng = torch.Generator().manual_seed(0)
+    slope, high = torch.randn(3, 1, 28, 28, generator=rng), room * torch.rand(3, 1, 28, 28, generator=rng)
+    high[:, :, ::2] = 0.0  # no room there
+    threat = ThreatModel(norm="l1", eps=budget)
+    found = farthest(slope, threat, (-high, high)).flatten(1).numpy()
+    for row, steep, wide in zip(found, slope.flatten(1).numpy(), high.flatten(1).numpy(), strict=True):
+        order = np.argsort(-np.abs(steep))
+        before = np.cumsum(wide[order]) - wide[order]
+        best = np.clip(budget - before, 0.0, wide[order]) * np.abs(steep[order])
+        assert row @ steep == pytest.approx(best.sum(), rel=1e-4)
+        assert np.abs(row).sum() <= budget * (1 + 1e-5)
