@@ -13,12 +13,14 @@ from tasks.models import StoredModel
 from tasks.parts import named
 from tasks.publish import publish
 from tasks.record import record
+from tasks.redact import veiled
 from tasks.replay import replay_examples
 from tasks.track import model_facts, open_run
 from tasks.validate import validate_data
 
 
 @flow(name="redoubt-evaluate", description="One model that exists: attack it, decide, keep what was found.")
+@veiled
 def evaluate_model(config: EvaluateConfig, again: bool = False) -> Story:
     """Validate the data, attack the model, decide, and record it on its registered version, if it has one.
 

@@ -16,6 +16,7 @@ from tasks.evaluate import champion_report
 from tasks.evidence import Story
 from tasks.plan import last_hardening, why_wait
 from tasks.publish import publish
+from tasks.redact import veiled
 from tasks.track import aliases, open_run, registered
 from tasks.validate import validate_data
 
@@ -33,6 +34,7 @@ class Hardened(BaseModel, frozen=True, extra="forbid"):
 
 
 @flow(name="redoubt-harden", description="A model whose version failed: harden it by its plan, attack it, promote it.")
+@veiled
 def harden_model(name: str, version: int | None = None, reason: str = "", cooldown_hours: float = 24.0) -> Hardened:
     """Train a hardened version by the model's plan, attack it, and make it champion if it passes.
 

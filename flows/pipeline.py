@@ -15,6 +15,7 @@ from tasks.parts import named
 from tasks.promote import promote
 from tasks.publish import publish
 from tasks.record import record
+from tasks.redact import veiled
 from tasks.replay import replay_examples
 from tasks.track import model_facts, open_run
 from tasks.train import train_model
@@ -23,6 +24,7 @@ from tasks.verdicts import Champion
 
 
 @flow(name="redoubt", description="Data to promoted model: nothing is promoted without a verdict.")
+@veiled
 def posture_pipeline(config: PipelineConfig) -> Story:
     """Validate, train, attack, decide; on fail harden and attack again; promote what passes. The whole story."""
     values = config.model_dump(mode="json")

@@ -12,6 +12,7 @@ from flows.exits import BROKE, EXIT
 from flows.plans import how, plan_of
 from tasks.errors import RedoubtError
 from tasks.evidence import headline
+from tasks.redact import redacted, told, veiled
 from tasks.track import Version, aliases, names, registered
 
 
@@ -32,6 +33,7 @@ class Reattacked(BaseModel, frozen=True, extra="forbid"):
 
 
 @flow(name="redoubt-reattack", description="The current suite over a registered model's versions.")
+@veiled
 def reattack_versions(
     name: str, versions: str | list[int] = "live", suite: str | None = None, again: bool = False
 ) -> list[Reattacked]:
@@ -44,6 +46,7 @@ def reattack_versions(
 
 
 @flow(name="redoubt-reattack-all", description="Every live version of every registered model, attacked again.")
+@veiled
 def reattack_all(suite: str | None = None, again: bool = True) -> list[Reattacked]:
     """Attack every version that bears an alias, and the newest one, of every model that has a plan or was measured.
 
@@ -77,10 +80,10 @@ def measured(version: Version, config: EvaluateConfig, *, again: bool) -> Reatta
 
 def broken(name: str, number: int, error: Exception) -> Reattacked:
     """What is told of a version that could not be measured; 0 for the whole model."""
-    told = f"version {number}" if number else f"model {name!r}"
-    said = str(error) if isinstance(error, RedoubtError) else f"{type(error).__name__}: {error}"
-    logging.getLogger("redoubt").warning("%s: %s", told, said, exc_info=not isinstance(error, RedoubtError))
-    return Reattacked(name=name, version=number, measured=False, says=f"{told}: not measured: {said}")
+    what = f"version {number}" if number else f"model {name!r}"
+    said = redacted(str(error)) if isinstance(error, RedoubtError) else told(error)
+    logging.getLogger("redoubt").warning("%s: %s", what, said, exc_info=not isinstance(error, RedoubtError))
+    return Reattacked(name=name, version=number, measured=False, says=f"{what}: not measured: {said}")
 
 
 def _live(name: str) -> list[Version]:

@@ -22,6 +22,7 @@ from tasks.posture.changes import measured_at
 from tasks.posture.findings import age_days, overdue
 from tasks.promote import crown
 from tasks.recall import known_of, patience_of
+from tasks.redact import veiled
 from tasks.track import Version, aliases, registered, tag_version
 from tasks.track import names as registered_names
 from tasks.verdicts import Policy
@@ -65,6 +66,7 @@ class Due:
 
 
 @flow(name="redoubt-watch", description="Versions without a verdict under the current suite, data and policy.")
+@veiled
 def watch(names: list[str] | None = None, promote: bool = False) -> Watched:
     """Measure versions that have no verdict under the current suite, data and policy; say what is stale or overdue.
 

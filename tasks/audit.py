@@ -17,6 +17,7 @@ from tasks.posture.signing import verified
 from tasks.posture.standing import decisions, departures
 from tasks.prove import SIGNATURE, SIGNED
 from tasks.recall import known_of
+from tasks.redact import told
 from tasks.replay import CORPUS, corpora_of
 from tasks.results import PAGE, REPORT
 from tasks.track import (
@@ -70,7 +71,7 @@ def of_version(version: Version, evidence: Evidence) -> list[str]:
     try:
         stored = load_stored(evidence.run_id)
     except Exception as error:  # each store raises its own; any of them means that the file is not there
-        return [f"run {evidence.run_id}: {STORED} cannot be read: {type(error).__name__}: {error}."]
+        return [f"run {evidence.run_id}: {STORED} cannot be read: {told(error)}."]
     if stored.model_uri == own_source(version):
         return []
     said = stored.model_uri or "a model from elsewhere"
@@ -92,9 +93,9 @@ def vouched_report(version: Version, record: Record) -> RobustnessReport | None:
             return RobustnessReport.model_validate_json(raw)
         why = "its evidence does not vouch for it"
     except Exception as error:  # whatever keeps it from being read, the answer is to measure again
-        why = f"{type(error).__name__}: {error}"
-    told = "the report on version %d of %r in run %s is not used: %s. It is measured again."
-    logging.getLogger("redoubt").warning(told, version.number, version.name, record.run_id, why)
+        why = told(error)
+    says = "the report on version %d of %r in run %s is not used: %s. It is measured again."
+    logging.getLogger("redoubt").warning(says, version.number, version.name, record.run_id, why)
     return None
 
 
@@ -170,7 +171,7 @@ def _of_appendix(run_id: str, expected: str, evidence: str, public_key: Path | N
             verified(raw, load_bytes(f"runs:/{run_id}/{APPENDIX}{SIGNED}"), public_key)
         there = {path: digest(load_bytes(f"runs:/{run_id}/{path}")) for path in found.artifacts}
     except Exception as error:  # each store raises its own
-        return [f"run {run_id}: {APPENDIX} or what it names does not hold: {type(error).__name__}: {error}"]
+        return [f"run {run_id}: {APPENDIX} or what it names does not hold: {told(error)}"]
     return [
         f"run {run_id}: {path} hashes to {there[path]}, {APPENDIX} says {said}: the file was changed."
         for path, said in found.artifacts.items()
@@ -222,7 +223,7 @@ def of_weights(evidence: Evidence) -> list[str]:
     try:
         found = digest(load_bytes(evidence.weights.uri))
     except Exception as error:  # each store raises its own; any of them means that the file is not there
-        return [f"run {evidence.run_id}: {evidence.weights.uri} cannot be read: {type(error).__name__}: {error}."]
+        return [f"run {evidence.run_id}: {evidence.weights.uri} cannot be read: {told(error)}."]
     if found.startswith(evidence.weights.digest):
         return []
     return [f"{evidence.weights.uri} hashes to {found[:16]}, measured was {evidence.weights.digest}: it was changed."]

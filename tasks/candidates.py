@@ -15,6 +15,7 @@ from tasks.evaluate import evaluate_robustness
 from tasks.evidence import Chapter
 from tasks.metrics import EvaluationConfig
 from tasks.models import StoredModel, TrainingConfig
+from tasks.redact import veiled
 from tasks.track import open_stage, set_tags
 from tasks.train import train_model
 from tasks.verdicts import Policy
@@ -63,6 +64,7 @@ def candidates(
 
 
 @task(name="candidate", task_run_name="candidate-{number}", cache_policy=NO_CACHE, persist_result=False)
+@veiled
 def train_candidate(
     number: int,
     data: Data,

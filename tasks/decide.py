@@ -18,11 +18,13 @@ from tasks.models import StoredModel
 from tasks.posture.finding import Finding
 from tasks.posture.findings import overdue
 from tasks.recall import findings_in
+from tasks.redact import veiled
 from tasks.track import log_dict, model_facts, set_tags, versions
 from tasks.verdicts import Champion, Check, Policy, Verdict, judge
 
 
 @task(name="decide", task_run_name="decide-{model.stage}-on-{report.split}", cache_policy=NO_CACHE)
+@veiled
 def decide(
     model: StoredModel,
     report: RobustnessReport,

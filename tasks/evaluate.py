@@ -21,6 +21,7 @@ from tasks.metrics import CellStore, Corpus, EvaluationConfig, RobustnessReport,
 from tasks.models import StoredModel, code_of
 from tasks.posture.signing import secret_of
 from tasks.recall import expected_key
+from tasks.redact import veiled
 from tasks.replay import load_corpus
 from tasks.results import WARM, save_evaluation
 from tasks.shard import Work, fill
@@ -29,6 +30,7 @@ from tasks.verdicts import Champion, why_unusable
 
 
 @task(name="evaluate", task_run_name="evaluate-{model.stage}-on-{split}", cache_policy=NO_CACHE)
+@veiled
 def evaluate_robustness(
     model: StoredModel,
     data: Data,
@@ -78,6 +80,7 @@ def evaluate_robustness(
 
 
 @task(name="champion", cache_policy=NO_CACHE)
+@veiled
 def champion_report(
     name: str, data: Data, config: EvaluationConfig, *, max_age_days: float, run_id: str
 ) -> Champion | None:

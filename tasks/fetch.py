@@ -15,6 +15,7 @@ from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
 from tasks.lookup import REGISTERED
 from tasks.parts import vouched
 from tasks.posture.changes import measured_at
+from tasks.redact import veiled
 from tasks.track import (
     STORED,
     WEIGHTS,
@@ -41,6 +42,7 @@ PICKLED = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")  # what torch.save
 
 
 @task(name="fetch", cache_policy=NO_CACHE)
+@veiled
 def fetch_model(name: str, *, run_id: str, shape: Sequence[int] = ()) -> "tuple[StoredModel, int | None]":
     """The model that the name means, kept in a stage of the run, and its number where it is a registered version.
 

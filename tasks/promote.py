@@ -12,12 +12,14 @@ from tasks.models import StoredModel
 from tasks.posture.findings import crowned
 from tasks.recall import known_of
 from tasks.record import version_tags
+from tasks.redact import veiled
 from tasks.reserve import reserved
 from tasks.track import aliases, register, set_alias
 from tasks.verdicts import Verdict
 
 
 @task(name="promote", task_run_name="promote-{model.stage}", cache_policy=NO_CACHE)
+@veiled
 def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Verdict) -> int:
     """The version that the model became. On pass it is champion and the one before is `previous`; else challenger."""
     with reserved(name):
@@ -36,6 +38,7 @@ def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Ve
 
 
 @task(name="crown", cache_policy=NO_CACHE)
+@veiled
 def crown(name: str, number: int) -> None:
     """Make a registered version champion, and close what it has mended. Whether it may be is for a verdict to say."""
     with reserved(name):
@@ -56,6 +59,7 @@ def move_champion(name: str, number: int) -> None:
 
 
 @task(name="roll-back", cache_policy=NO_CACHE)
+@veiled
 def roll_back(name: str) -> int:
     """The version that is champion again: the one that `previous` names. Raises ValueError if there is none."""
     with reserved(name):

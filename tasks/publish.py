@@ -22,6 +22,7 @@ from tasks.evidence import Chapter, Picture, Samples, Story, render_markdown, re
 from tasks.home import folder
 from tasks.metrics import ThreatReport
 from tasks.prove import append
+from tasks.redact import veiled
 from tasks.results import PAGE, STORY, load_adversarial, load_outcomes
 from tasks.track import PAGE_OF, aliases, as_json, log_files, seconds, set_tags, tag_version
 from tasks.verdicts import Policy
@@ -31,6 +32,7 @@ ALARMED = 12  # of the samples that raised an alarm, likewise
 
 
 @task(name="publish", cache_policy=NO_CACHE)
+@veiled
 def publish(
     name: str, run_id: str, data: Data, policy: Policy, chapters: Sequence[Chapter], rounds: Sequence[Chapter] = ()
 ) -> Story:

@@ -27,6 +27,7 @@ from tasks.posture.lost import lost
 from tasks.posture.standing import facts_of
 from tasks.prove import append, prove
 from tasks.recall import Known, known_of
+from tasks.redact import veiled
 from tasks.replay import corpora_of, corpus_place, corpus_tag, load_corpus
 from tasks.reserve import reserved
 from tasks.results import ASKED, BOM, CARD, load_adversarial
@@ -50,6 +51,7 @@ from tasks.verdicts import Champion, Policy, Verdict
 
 
 @task(name="record", task_run_name="record-{model.stage}", cache_policy=NO_CACHE)
+@veiled
 def record(
     name: str,
     version: int | None,

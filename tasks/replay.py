@@ -27,6 +27,7 @@ from tasks.parts import vouched
 from tasks.posture.evidence import digest
 from tasks.posture.finding import Finding
 from tasks.recall import Known, findings_in
+from tasks.redact import veiled
 from tasks.results import REPLAY, load_adversarial, load_arrays, load_report
 from tasks.track import Version, load_bytes, log_dict, log_metrics, timed
 
@@ -34,6 +35,7 @@ CORPUS = "redoubt.corpus."  # a tag of the registered model for each threat mode
 
 
 @task(name="replay", task_run_name="replay-on-{model.stage}", cache_policy=NO_CACHE)
+@veiled
 def replay_examples(
     name: str, tags: Mapping[str, str], model: StoredModel, data: Data, report: RobustnessReport, *, run_id: str
 ) -> tuple[ReplayReport, ...]:

@@ -15,6 +15,7 @@ from tasks.fetch import network_of
 from tasks.gpu import device_under, gpu_slot
 from tasks.metrics import CellStore, EvaluationConfig, Shards, Unit, choose_rows, identity
 from tasks.models import StoredModel, code_of
+from tasks.redact import veiled
 from tasks.workers import alone, task_runner, workers
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Work(BaseModel, frozen=True, extra="forbid"):
 
 
 @task(name="attack-unit", task_run_name="attack-{unit}", cache_policy=NO_CACHE, persist_result=False)
+@veiled
 def attack_unit(work: Work, unit: Unit, needed: list[bytes]) -> list[bytes]:
     """What the unit adds to a store, sealed."""
     return attack_here(work, unit, needed)  # a task's own body travels by value, without the lock and what is loaded

@@ -12,10 +12,12 @@ from tasks.home import folder
 from tasks.lookup import lookup
 from tasks.models import StoredModel, TrainingConfig, build, check_model, device_of, fit
 from tasks.models.distributed import fit_together
+from tasks.redact import veiled
 from tasks.track import log_history, open_stage, save_model, set_tags, timed
 
 
 @task(name="train", task_run_name="train-{stage}", cache_policy=NO_CACHE)
+@veiled
 def train_model(data: Data, config: TrainingConfig, *, stage: str, run_id: str) -> StoredModel:
     """Fit one network on train, chosen on select, and store it under the stage's name.
 

@@ -20,6 +20,7 @@ from tasks.data.load import Pair, Split
 from tasks.errors import DataRejected
 from tasks.evidence import render_validation
 from tasks.home import folder
+from tasks.redact import veiled
 from tasks.track import as_json, environment, log_dataset, log_files, timed
 
 FIRST = 5  # rows that an error names
@@ -35,6 +36,7 @@ class Promise:
 
 
 @task(name="validate", cache_policy=NO_CACHE)
+@veiled
 def validate_data(dataset: str, contract: DataContract, *, run_id: str) -> Data:
     """The dataset, with the digest of what was looked at. Logs the result page; raises DataRejected."""
     with timed(run_id, "validate"):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from tasks.redact import told
+
 Outcome = Literal["ok", "warn", "fail", "not applicable"]
 
 
@@ -52,7 +54,7 @@ def bounded(check: Callable[[], Finding], seconds: float) -> Finding:
         try:
             found.append(check())
         except Exception as error:  # a check that breaks is a finding, not the end of the others
-            found.append(failed(f"could not be looked at: {type(error).__name__}: {error}", "read the message"))
+            found.append(failed(f"could not be looked at: {told(error)}", "read the message"))
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -17,6 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tasks.redact import told
+
 Result = tuple[Mapping[str, Tensor], Mapping[str, Any]]  # named tensors, and what JSON can hold
 END_WITH_PARENT = 1  # prctl's PR_SET_PDEATHSIG
 CHUNK = 1 << 16
@@ -80,11 +82,11 @@ def _work(work: Callable[[], Result], writing: int, parent: int) -> NoReturn:
         torch.set_num_threads(1)
         try:
             tensors, values = work()
-            told: dict[str, Any] = {"values": dict(values)}
+            said: dict[str, Any] = {"values": dict(values)}
         except Exception as failure:
-            tensors, told = {}, {"raised": f"raised {type(failure).__name__}: {failure}"}
+            tensors, said = {}, {"raised": f"raised {told(failure)}"}
         plain = {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}
-        raw = safetensors.torch.save(plain, {"told": json.dumps(told)})
+        raw = safetensors.torch.save(plain, {"told": json.dumps(said)})
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(raw)
         os._exit(0)

@@ -18,6 +18,7 @@ from tasks.metrics.engine import generator
 from tasks.metrics.isolation import Meter, home, untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
+from tasks.redact import told
 from tasks.statistics import Share
 
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # of eps; up to where nothing stands
@@ -68,7 +69,7 @@ def security_curve(
     try:
         outcomes, away = _searched(model, x, y, outcomes, store, weights)
     except Exception as failure:  # a model may raise under a gradient; the number is void, the report goes on
-        problem = f"{NAME}: raised {type(failure).__name__}: {failure}"
+        problem = f"{NAME}: raised {told(failure)}"
         return replace(outcomes, problems=(*outcomes.problems, problem)), ()
     points = [CurvePoint(eps=0.0, robust=_standing(away, 0.0, confidence))]
     for radius in _radii(threat):

@@ -16,6 +16,7 @@ from tasks.attacks.geometry import distance
 from tasks.attacks.search import SLACK, Search
 from tasks.metrics.child import Failed, Result, Stopped, can_fork, in_child
 from tasks.metrics.isolation import Meter
+from tasks.redact import told
 
 ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
@@ -165,7 +166,7 @@ class Engine:
             if isinstance(failure, Stopped):
                 self.meter.stopped[config.name] = tally.error
         except Exception as failure:  # a user's attack may raise anything; the number is void, the run goes on
-            tally.error = f"raised {type(failure).__name__}: {failure}"
+            tally.error = f"raised {told(failure)}"
         flips = search.fooled & ~before
         tally.tried[rows] = True
         tally.fooled |= flips

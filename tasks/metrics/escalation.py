@@ -23,6 +23,7 @@ from tasks.metrics.isolation import Meter, home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe
 from tasks.metrics.soundness import Sign, Soundness, Step
+from tasks.redact import told
 from tasks.statistics import Share
 
 MANY_DRAWS = 30
@@ -177,7 +178,7 @@ def _escalated(
             if len(known := search.standing()):
                 attempt(search, known)
         except Exception as failure:  # the model may raise anything; what was found until then counts
-            problems.append(f"escalation: {name}: raised {type(failure).__name__}: {failure}")
+            problems.append(f"escalation: {name}: raised {told(failure)}")
         nearest[rows.cpu()], margin[rows.cpu()] = search.nearest.to(nearest), search.margin.to(margin)
         hit = search.fooled.nonzero().flatten()
         answer = judged(meter, search.nearest[hit])[1] if len(hit) else y[:0]
