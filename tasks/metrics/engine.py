@@ -128,7 +128,9 @@ class Engine:
         if tally.turns is None:
             tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
             tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
-        count = min(max(config.fewest, round(tally.share * len(rows))), len(rows), self._affordable(tally))
+        affordable = self._affordable(tally)
+        self.capped |= not affordable
+        count = min(max(config.fewest, round(tally.share * len(rows))), len(rows), affordable)
         margin = self.search.margin[rows]
         place, turns = margin / margin.median().clamp_min(1e-12), tally.turns[rows]
         place = place + turns if config.near is None else (place + config.near) * (1 + turns)
@@ -242,9 +244,12 @@ class Engine:
         return whole * len(self.search.x) - (self._spent() - self.begun) - int(self.search.fooled.sum())
 
     def _affordable(self, tally: Tally) -> int:
-        """How many samples this attack can be given, by the most that one took it, or else any other attack."""
-        left, each = self._left(), tally.each or max(other.each for other in self.tallies)
-        return len(self.search.x) if left == math.inf or not each else max(1, int(left / each))
+        """How many samples this attack can be given, by the most that one can take it, or else took any other."""
+        left = self._left()
+        if left == math.inf:
+            return len(self.search.x)
+        each = max(tally.each, _each(tally.config)) or max(other.each for other in self.tallies)
+        return int(left / each) if each else len(self.search.x)
 
     def _spent(self) -> int:
         """Passes so far, forward and backward."""
@@ -252,6 +257,13 @@ class Engine:
 
     def _passes(self) -> tuple[int, int]:
         return self.meter.forward_samples, self.meter.backward_samples
+
+
+def _each(config: AttackConfig) -> float:
+    """Passes that the attack takes for a sample, as far as its parameters tell."""
+    known = config.resolved()["params"]
+    rows = len(str(known.get("starts", "one")).split()) * (known.get("count") or 1)
+    return float(known.get("queries", 2 * rows * known.get("steps", 0)))
 
 
 class _Overheard(nn.Module):

@@ -350,13 +350,15 @@ def test_standard_leaves_a_model_in_training_as_it_was():
 # What it costs
 
 
-@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
+@pytest.mark.parametrize("threat", [LINF, L2, L1, ThreatModel(norm="l0-pixels", eps=3)], ids=str)
 @pytest.mark.parametrize("network", ["hardened", "cnn"])
 def test_quick_spends_at_most_forty_passes_a_sample(network, threat, request):
     model, (x, y) = request.getfixturevalue(network), shown(200)
     found = measure(model, x, y, threat=threat, suite="quick")
     assert_honest(model, x, y, found)
     assert passes(found) <= 40 * len(x)
+    for few in (1, 2, 3, 5, 8, 16):
+        assert passes(measure(model, x[:few], y[:few], threat=threat, suite="quick")) <= 40 * few
 
 
 @pytest.mark.parametrize(("near", "least", "most"), [(None, 1.0, 1.2), (0.1, 4.0, 11.0)])
@@ -413,7 +415,7 @@ def test_a_drawing_without_an_end_of_its_own_goes_on_to_its_limit(limit, of):
 @pytest.mark.parametrize("suite", ["standard", "warm"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_suite_within_a_limit_ends_there_and_not_far_below(hardened, norm, suite):
-    """Not far beyond: a turn is as small as what is left asks, but one sample at least."""
+    """Not far beyond: a turn is as small as what is left asks."""
     x, y = shown(200)
     threat = ThreatModel(norm=norm, eps={"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm])
     begin = x if suite == "warm" else None
