@@ -110,7 +110,7 @@ def newest_measured(known: Known, number: int | None = None) -> Record:
         return newest_record(known.version(number))
     if not known.records:
         return newest_record(known.versions[-1])
-    return max(known.records, key=measured_at)
+    return max(known.records, key=lambda record: (measured_at(record), record.version or 0))
 
 
 def patience_of(known: Known) -> float | None:

@@ -1,3 +1,4 @@
+import math
 from functools import partial
 from typing import get_args
 
@@ -5,16 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attacks import ATTACKS
+from tasks.attacks import ATTACKS, ThreatModel
+from tasks.attacks.geometry import moved, sample
 from tasks.attacks.threat import Norm
 from tasks.data import digits, two_kinds_of_feature
 from tasks.defences import DEFENCES
 from tasks.models import MODELS
-from tests.contracts import CASES, THREATS, check_attack, check_dataset, check_defence, check_model
+from tests.contracts import CASES, THREATS, Case, _check_attack, check_attack, check_dataset, check_defence, check_model
 
 SHORT = {  # a contract is kept or broken within a few steps
     "apgd-ce": {"steps": 20},
-    "hopskipjump": {"queries": 120},
+    "hopskipjump": {"queries": 60},
     "sigma-zero": {"steps": 30},
     "square": {"queries": 120},
 }
@@ -23,6 +25,35 @@ SHORT = {  # a contract is kept or broken within a few steps
 @pytest.mark.parametrize("name", ATTACKS)
 def test_every_attack_keeps_its_contract(name):
     check_attack(partial(ATTACKS[name], **SHORT.get(name, {})))
+
+
+class Symmetric(Case):
+    def inputs(self):
+        """x [B, ...] in -1..1."""
+        return 2 * super().inputs() - 1
+
+
+def special(case):
+    """What the contract's own threat models leave out: (threat model, what it is asked for)."""
+    features = math.prod(case.shape[1:])
+    rng = torch.Generator().manual_seed(2)
+    scale = tuple((0.25 + 1.5 * torch.rand(features, generator=rng)).tolist())
+    mask = (True, *(torch.rand(features - 1, generator=rng) < 0.7).tolist())
+    yield ThreatModel(norm="unbounded"), case
+    yield ThreatModel(norm="l2", eps=0.5, bounds=(-1, 1)), Symmetric(*case)
+    for norm, eps in (("linf", 0.1), ("l0", 2)):
+        yield ThreatModel(norm=norm, eps=eps, scale=scale, mask=mask), case
+
+
+def check_special(attack):
+    for case in (CASES[1], CASES[3]):  # rows; images of three channels in float64
+        for threat, asked in special(case):
+            _check_attack(attack, threat, asked)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_keeps_its_contract_without_a_bound_in_another_box_and_with_scale_and_mask(name):
+    check_special(partial(ATTACKS[name], **SHORT.get(name, {})))
 
 
 def test_the_contract_of_attacks_covers_every_norm_with_a_bound():
@@ -128,6 +159,38 @@ def _draws_elsewhere(model, x, y, *, threat, rng):
 def test_a_broken_promise_of_an_attack_is_named(attack, complaint):
     with pytest.raises(AssertionError, match=complaint):
         check_attack(attack)
+
+
+def _knows_one_box(model, x, y, *, threat, rng):
+    return x.clamp(0, 1)
+
+
+def _forgets_the_mask(model, x, y, *, threat, rng):
+    free = threat.model_copy(update={"mask": None})
+    return moved(x, sample(x, free, rng), free)
+
+
+def _forgets_the_scale(model, x, y, *, threat, rng):
+    plain = threat.model_copy(update={"scale": None})
+    return moved(x, sample(x, plain, rng), plain)
+
+
+def _wants_a_radius(model, x, y, *, threat, rng):
+    return x + 2 * threat.eps if threat.norm == "unbounded" else x.clone()
+
+
+@pytest.mark.parametrize(
+    ("attack", "complaint"),
+    [
+        (_knows_one_box, "left the ball: .* L2"),
+        (_forgets_the_mask, r"left the ball: moved inf under L-inf .*scaled, masked"),
+        (_forgets_the_scale, r"left the ball: .* L-inf .*scaled, masked"),
+        (_wants_a_radius, "left the ball: .* no bound"),
+    ],
+)
+def test_a_promise_that_is_broken_only_there_is_named(attack, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_special(attack)
 
 
 def _vector(model, x, y, *, threat, rng):

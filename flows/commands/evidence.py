@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("--version", "number", type=click.IntRange(min=1), help="Only this version.")
 @click.option(
     "--public-key",
-    type=click.Path(path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A PEM file: every evidence must bear a signature of its key.",
 )
 @click.option(

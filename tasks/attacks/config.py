@@ -4,12 +4,13 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 from torch import Generator, Tensor, nn
 
 from tasks.attacks import arms
@@ -26,7 +27,7 @@ from tasks.attacks.sigma_zero import sigma_zero
 from tasks.attacks.square import square
 from tasks.attacks.threat import Norm, ThreatModel
 from tasks.errors import UnknownPart, WrongInput
-from tasks.lookup import did_you_mean, lookup
+from tasks.lookup import did_you_mean, imported, lookup
 
 Attack = Callable[..., Tensor]
 Arm = Callable[..., None]
@@ -43,6 +44,14 @@ ARMS: dict[str, Arm] = {
     "restarts": arms.restarts,
     "square": square,
 }
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}  # what a config can hold
+LEAST: dict[str, int] = {  # of a number that an attack of ours takes: below 1 nothing is tried; 0 has a meaning
+    **dict.fromkeys(("burst", "draws", "horizon", "queries", "steps", "width"), 1),
+    **dict.fromkeys(("count", "cut", "p", "pairs"), 0),
+    "square queries": 2,  # the first is the look at the sample itself
+}
+MOST = {"p": 1.0}
 
 
 def alone(arm: Arm) -> Attack:
@@ -103,13 +112,24 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
     fewest: int = Field(8, ge=1, description="nearest, drawn: at least so many samples, if so many stand")
     norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
 
+    @field_validator("params")
+    @classmethod
+    def _can_be_meant(cls, params: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        attack = ATTACKS.get(info.data.get("name", ""))  # one of the user's own is imported later, and only if it runs
+        if params and attack is not None:
+            _check_values(info.data["name"], params, _parameters(attack))
+        return params
+
     @property
     def in_turns(self) -> bool:
         """Whether it takes turns with its neighbours in the table."""
         return self.samples in ("drawn", "spare")
 
     def function(self) -> Attack:
-        """The attack with its parameters bound. Raises UnknownPart for a name or a parameter nobody knows."""
+        """The attack with its parameters bound.
+
+        Raises UnknownPart for a name or a parameter nobody knows, WrongInput for a value that cannot be meant.
+        """
         return partial(self._known(), **self.params)
 
     def arm(self) -> Arm | None:
@@ -129,15 +149,18 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
 
     def _known(self) -> Attack:
         attack = lookup("attack", self.name, ATTACKS)
-        known = _defaults(attack)
+        parameters, known = _parameters(attack), _defaults(attack)
         for key in self.params:
             if key not in known:
                 raise UnknownPart(
                     f"attack {self.name!r} has no parameter {key!r}.{did_you_mean(key, known)} "
                     f"It takes: {', '.join(known) or 'none'}."
                 )
+        _check_values(self.name, self.params, parameters)
         if "starts" in known:
             arms.known_starts(str(self.params.get("starts", known["starts"])))
+        if self.name == "transfer" and "surrogate" in self.params:
+            imported("surrogate", str(self.params["surrogate"]))
         return attack
 
 
@@ -227,8 +250,45 @@ class Suite(End, frozen=True, extra="forbid"):
 
 
 def _defaults(attack: Attack) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in _parameters(attack).items()}
+
+
+def _parameters(attack: Attack) -> dict[str, inspect.Parameter]:
+    """The parameters that have a default."""
     parameters = inspect.signature(attack).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {p.name: p for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def _check_values(name: str, params: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Raise WrongInput for a value of another type than its default, and for a number that our attack cannot use."""
+    for key in (key for key in params if key in parameters):
+        value, default, kinds = params[key], parameters[key].default, _kinds(parameters[key])
+        if kinds and type(value) not in kinds and not (type(value) is int and float in kinds):
+            raise WrongInput(
+                f"attack {name!r}: {key}={value!r} is {KINDS.get(type(value), type(value).__name__)}. "
+                f"Write {' or '.join(KINDS[kind] for kind in kinds)}"
+                + (f", e.g. {key}={default!r}." if default is not None else ".")
+            )
+        if name in ATTACKS and type(value) in (int, float):
+            _check_range(name, key, value)
+
+
+def _check_range(name: str, key: str, value: float) -> None:
+    least, most = LEAST.get(f"{name} {key}", LEAST.get(key, -math.inf)), MOST.get(key, math.inf)
+    if least <= value <= most and math.isfinite(value):
+        return
+    why = ", which leaves nothing to try: any model would look robust" if least > 0 else ""
+    until = f"from {least:g} to {most:g}" if most < math.inf else f"{least:g} or more"
+    raise WrongInput(f"attack {name!r}: {key}={value!r} is out of range{why}. Write {until}.")
+
+
+def _kinds(parameter: inspect.Parameter) -> list[type]:
+    """The types that a config may give it: the default's, and others that the annotation names; empty if any."""
+    words = set(re.findall(r"\w+", str(parameter.annotation)))
+    default = next((kind for kind in KINDS if isinstance(parameter.default, kind)), None)
+    if "Any" in words or (default is None and parameter.default is not None):
+        return []
+    return [kind for kind in KINDS if kind is default or kind.__name__ in words]
 
 
 def _source_digest(attack: Attack) -> str:

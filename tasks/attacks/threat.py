@@ -5,7 +5,7 @@ import math
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
 
 Norm = Literal["linf", "l2", "l1", "l0", "l0-pixels", "unbounded"]
 NAMES: dict[Norm, str] = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0", "l0-pixels": "L0 in pixels"}
@@ -49,13 +49,13 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="before")
     @classmethod
     def _everything_is_in_reach(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("norm") == "unbounded" and "eps" not in values:
+        if isinstance(values, dict) and values.get("norm") == "unbounded" and values.get("eps") in (None, math.inf):
             low, high = values.get("bounds", (0.0, 1.0))
             return values | {"eps": high - low}
         return values
 
     @model_validator(mode="after")
-    def _leaves_some_inputs_out_of_reach(self) -> Self:
+    def _leaves_some_inputs_out_of_reach(self, info: ValidationInfo) -> Self:
         low, high = self.bounds
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ValueError(f"bounds={self.bounds} are empty. Write the smallest value first, e.g. [0, 1].")
@@ -71,6 +71,12 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
             )
         if self.norm.startswith("l0") and (self.eps < 1 or self.eps != int(self.eps)):
             raise ValueError(f"eps={self.eps:g} in L0 is a number of changes. Write a whole number, 1 or more.")
+        stored = info.mode == "json"  # the user's own words come as Python's values; evidence is read as it was written
+        if self.norm == "unbounded" and not stored and not math.isclose(self.eps, high - low, rel_tol=1e-6):
+            raise ValueError(
+                f"unbounded takes no eps, but eps={self.eps:g} was given: every input within {low:g}..{high:g} is in "
+                f"reach. Leave eps out, or write norm='linf', eps={self.eps:g}."
+            )
         if self.norm == "unbounded" and self.scale is not None:
             raise ValueError("scale means nothing where there is no bound. Leave it out, or write norm='linf'.")
         if self.mask is not None and not any(self.mask):

@@ -5,24 +5,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 
-from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel, as_suite
-from tasks.errors import ModelRejected, WrongInput
+from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.cell import BLOCK, Cell, attack_cell, known_cell
 from tasks.metrics.code import grounds, own_code
 from tasks.metrics.engine import ATTACK_SECONDS, Tally
+from tasks.metrics.inputs import Precision as Precision
+from tasks.metrics.inputs import check_logits, check_options, check_suite, checked
 from tasks.metrics.isolation import Meter, answers_at_random, pays_in_bf16, untouched
 from tasks.metrics.store import CellStore, Entry
 
 DRAWS = 10  # passes whose mean logits stand for a model that answers at random
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -159,14 +158,13 @@ def measure(
     Raises WrongInput or ModelRejected before any attack starts. An attack that raises, or leaves the ball or the
     box, is stopped and named in `problems`; the others run on.
     """
-    suite = as_suite(suite)
-    x, y = _checked(model, x, y, threat)
-    _check_warm(suite, warm, x)
-    suite.under(threat)
+    suite, (x, y) = as_suite(suite), checked(model, x, y, threat)
+    check_options(len(x), seed=seed, precision=precision, draws=draws, attack_seconds=attack_seconds, block=block)
+    check_suite(suite, threat, warm, x)
     started = time.perf_counter()
     with untouched(model) as meter, _bar(progress) as bar:
         torch.manual_seed(seed)
-        _check_logits(meter, x, y)
+        check_logits(meter, x, y)
         meter.reseed = torch.Generator().manual_seed(seed) if reseed else None
         meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
@@ -174,8 +172,7 @@ def measure(
         how: dict[str, Any] = {"threat": threat, "suite": suite, "seed": seed, "coarse": coarse}
         attack: Callable[..., Cell] = partial(attack_cell, meter, attack_seconds=attack_seconds, **how)
         if store is not None and weights:
-            facts = _facts(meter, x, weights=weights, threat=threat, suite=suite, seed=seed, coarse=coarse)
-            attack = partial(known_cell, store, facts, suite.under(threat), attack)
+            attack = partial(known_cell, store, _facts(meter, x, weights=weights, **how), suite.under(threat), attack)
         cells = list(_cells(attack, x, y, warm, bar, f"{suite.name}, {threat}", block))
     return replace(
         _joined(cells, threat=threat, suite=suite, seed=seed),
@@ -207,16 +204,6 @@ def _facts(
     how = {"precision": "bf16" if coarse else "fp32", "draws": meter.draws, "reseed": meter.reseed is not None}
     what = {"stage": "suite", "weights": weights, "threat": threat.digest, "suite": suite.digest, "seed": seed}
     return {**what, **how, "own attacks": own_code(suite), **grounds(meter, x)}
-
-
-def _check_warm(suite: Suite, warm: Tensor | None, x: Tensor) -> None:
-    """Raise WrongInput where the inputs to begin with are missing, or not one per sample."""
-    if suite.attacks == SUITES["warm"].attacks and warm is None:
-        raise WrongInput(
-            "suite 'warm' goes on from inputs that are known: give warm=earlier.nearest, or another suite."
-        )
-    if warm is not None and warm.shape != x.shape:
-        raise WrongInput(f"warm is {list(warm.shape)}, x {list(x.shape)}. Give one input to begin with per sample.")
 
 
 def _tell(bar: Progress, row: TaskID, what: str, n: int, attack: str, standing: int) -> None:
@@ -268,52 +255,6 @@ def _of_attack(name: str, cells: Sequence[Cell]) -> AttackOutcome:
         error=next((t.error for t in every if t.error), None),
         silent=flags("silent") if all(t.silent is not None for t in every) else None,
     )
-
-
-@torch.no_grad()
-def _check_logits(meter: Meter, x: Tensor, y: Tensor) -> None:
-    try:
-        logits = meter.once(x[:2])
-    except Exception as error:  # whatever a model raises, its author needs the shape that it was given
-        raise ModelRejected(f"the model fails on x {list(x[:2].shape)}: {type(error).__name__}: {error}") from error
-    if logits.ndim != 2:
-        raise ModelRejected(
-            f"the model returned {list(logits.shape)} for a batch of {len(x[:2])}; measure() needs logits [B, C]."
-        )
-    if logits.shape[1] < 2 or int(y.max()) >= logits.shape[1]:
-        raise ModelRejected(
-            f"the model knows {logits.shape[1]} classes, but labels go up to {int(y.max())}. Give it as many outputs "
-            f"as there are classes; for a single output per sample return torch.cat([-z, z], dim=1)."
-        )
-
-
-def _checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
-    """X and y on the model's device, x in the model's precision. Raises WrongInput."""
-    if len(x) == 0 or len(x) != len(y) or y.ndim != 1:
-        raise WrongInput(f"x {list(x.shape)} and y {list(y.shape)} must hold the same number of samples, one at least.")
-    if not x.is_floating_point():
-        raise WrongInput(f"x is {x.dtype}. Scale it to floats within {threat.bounds}, e.g. x.float() / 255.")
-    if not x.isfinite().all():
-        rows = (~x.flatten(1).isfinite()).any(1).nonzero().flatten()[:5].tolist()
-        raise WrongInput(f"x holds values that are not finite, first in rows {rows}.")
-    if threat.features is not None and threat.features != x[0].numel():
-        raise WrongInput(
-            f"the threat model's mask or scale has {threat.features} entries, a sample {x[0].numel()} features. "
-            "Give one per feature, in the order of x.flatten(1)."
-        )
-    low, high = threat.bounds
-    if x.amin() < low or x.amax() > high:
-        raise WrongInput(
-            f"x spans {x.amin():.4g}..{x.amax():.4g}, but the threat model's bounds are {low:g}..{high:g}. "
-            f"Scale x, or write ThreatModel(..., bounds=({x.amin():.4g}, {x.amax():.4g}))."
-        )
-    if y.is_floating_point() or int(y.min()) < 0:
-        raise WrongInput("y must hold class numbers from 0 upwards, as integers.")
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if parameter is not None:
-        wide = torch.promote_types(parameter.dtype, torch.float32)  # the ball needs more digits than a half has
-        x, y = x.to(parameter.device, wide), y.to(parameter.device)
-    return x.detach().contiguous(), y.long()  # a result follows from the values alone, not from how they lie in memory
 
 
 def _bar(wanted: bool) -> Progress:

@@ -2,8 +2,12 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -128,3 +132,91 @@ def test_servers_are_started_as_compose_starts_them():
         same = set(ours) & set(services[name]["environment"])
         assert len(same) >= 4
         assert {key: ours[key] for key in same} == {key: services[name]["environment"][key] for key in same}
+
+
+def rendered(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """What kubectl makes of a kustomization, by kind and name; names that end in a digest are cut before it."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    made = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    found = [each for each in yaml.safe_load_all(made.stdout) if each]
+    return {(each["kind"], re.sub(r"-[a-z0-9]{10}$", "", each["metadata"]["name"])): each for each in found}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_kubectl_makes_every_document_in_one_namespace(folder):
+    made = rendered(folder)
+    written = {(each["kind"], each["metadata"]["name"]) for each in _written(folder)}
+    assert set(made) == written | {("ConfigMap", "redoubt-job")}
+    homes = {name: each["metadata"].get("namespace") for (kind, name), each in made.items() if kind != "Namespace"}
+    assert set(homes.values()) == {"redoubt"}, homes
+
+
+def _written(folder: Path) -> Iterator[dict[str, Any]]:
+    """The documents that a kustomization names, and those of the ones that it is laid over."""
+    for name in yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]:
+        if (folder / name).is_dir():
+            yield from _written(folder / name)
+        else:
+            yield from yaml.safe_load_all((folder / name).read_text())
+
+
+def test_an_overlay_gives_its_image_to_servers_worker_and_jobs_and_the_template_is_what_the_worker_mounts():
+    made = rendered(K8S / "overlays" / "example")
+    assert json.loads(made["ConfigMap", "redoubt-job"]["data"]["job.json"]) == JOB
+    image = "registry.example.org/redoubt:0.1.0"
+    pods = {name: made["Deployment", name]["spec"]["template"]["spec"] for name in ("mlflow", "prefect", "worker")}
+    used = {name: {each["image"] for each in containers({"spec": pod})} for name, pod in pods.items()}
+    assert used == {"mlflow": {image}, "prefect": {image}, "worker": {f"{image}-k8s"}}
+    (pool,) = (each for each in pods["worker"]["initContainers"] if each["name"] == "pool")
+    assert pool["env"] == [{"name": "JOB_IMAGE", "value": image}]
+    (mounted,) = (each["configMap"]["name"] for each in pods["worker"]["volumes"] if each["name"] == "job")
+    assert mounted == made["ConfigMap", "redoubt-job"]["metadata"]["name"]
+    assert f'"s|{JOB["variables"]["properties"]["image"]["default"]}|$JOB_IMAGE|"' in pool["args"][0]
+
+
+def test_a_job_has_the_fields_that_a_kubernetes_pool_needs():
+    """What prefect_kubernetes refuses a template without, and what a Job is to Kubernetes."""
+    assert set(JOB) == {"job_configuration", "variables"}
+    said, manifest = JOB["job_configuration"], JOB["job_configuration"]["job_manifest"]
+    assert {"command", "env", "labels", "name", "namespace", "job_manifest", "stream_output"} <= set(said)
+    assert {"job_watch_timeout_seconds", "pod_watch_timeout_seconds"} <= set(said)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("batch/v1", "Job")
+    assert manifest["metadata"]["generateName"] == "{{ name }}-"
+    assert (manifest["metadata"]["labels"], manifest["metadata"]["namespace"]) == ("{{ labels }}", "{{ namespace }}")
+    spec, pod = manifest["spec"], manifest["spec"]["template"]["spec"]
+    assert (spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (1, 1, 0)  # Prefect retries, not the job
+    assert pod["restartPolicy"] == "Never"
+    (container,) = pod["containers"]
+    assert container["name"] == "prefect-job"
+    assert (container["image"], container["args"], container["env"]) == ("{{ image }}", "{{ command }}", "{{ env }}")
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    variables = JOB["variables"]
+    assert variables["type"] == "object"
+    assert all({"title", "type"} <= set(each) or "anyOf" in each for each in variables["properties"].values())
+    for name, each in variables["properties"].items():
+        kinds = {"string": str, "integer": int, "boolean": bool}
+        assert "default" not in each or type(each["default"]) is kinds[each["type"]], name
+
+
+@pytest.mark.nightly
+def test_prefects_own_worker_for_kubernetes_takes_the_template_and_makes_the_job_of_a_run():
+    pytest.importorskip("prefect_kubernetes", reason="the extra k8s is not installed")
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.utilities.templating import apply_values
+    from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+    properties = JOB["variables"]["properties"]
+    values = {name: each["default"] for name, each in properties.items() if "default" in each}
+    assert set(JOB["job_configuration"]) <= set(KubernetesWorkerJobConfiguration.model_fields)
+    job = KubernetesWorkerJobConfiguration.model_validate(apply_values(JOB["job_configuration"], values))
+    job.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="a run"))
+    spec = job.job_manifest["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["args"] == ["prefect", "flow-run", "execute"]
+    assert "PREFECT__FLOW_RUN_ID" in {each["name"] for each in container["env"]}
+    assert (spec["ttlSecondsAfterFinished"], job.namespace) == (86400, "redoubt")
+    assert spec["template"]["metadata"]["labels"]["redoubt/role"] == "flow-run"
+    assert "{{" not in json.dumps(job.job_manifest)
