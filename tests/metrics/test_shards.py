@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import tasks.metrics.curve
+import tasks.metrics.inputs
 import tasks.metrics.outcomes
 import tasks.metrics.shards
 from tasks.attacks import AttackConfig, ThreatModel
@@ -38,7 +39,7 @@ def raises(model, x, y, *, threat, rng):
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    for module in (tasks.metrics.outcomes, tasks.metrics.curve, tasks.metrics.shards):
+    for module in (tasks.metrics.outcomes, tasks.metrics.inputs, tasks.metrics.curve, tasks.metrics.shards):
         monkeypatch.setattr(module, "BLOCK", BLOCK)
 
 
