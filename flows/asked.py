@@ -8,12 +8,12 @@ from flows.config import EvaluateConfig, parse_evaluation, threat_of
 from flows.recipes import change, configured
 from tasks.data import Data, describe, load
 from tasks.errors import WrongInput
-from tasks.fetch import version_named
+from tasks.fetch import check_named, version_named
 from tasks.lookup import REGISTERED
 from tasks.parts import named
 from tasks.posture import Record
 from tasks.posture.changes import measured_at
-from tasks.recall import asked_of, expected_facts, expected_key
+from tasks.recall import asked_of, expected_facts, expected_key, newest_record
 from tasks.track import Version, aliases, registered
 
 WEEKLY = "deep"  # the suite of the week's end
@@ -25,7 +25,7 @@ def asked(
     dataset: str | None,
     like: str | None,
     name: str | None,
-    norm: str,
+    norm: str | None,
     eps: str | None,
     suite: str | None,
     samples: int | None,
@@ -34,14 +34,17 @@ def asked(
     changes: tuple[str, ...],
 ) -> EvaluateConfig:
     """The config of an evaluation of the model. Raises WrongInput that says what is missing."""
+    if eps is None and norm not in (None, "unbounded"):
+        raise WrongInput(f"--norm {norm} needs a radius. Write --eps as well, e.g. --norm l2 --eps 0.5.")
     with named(model, dataset, changes):
+        check_named(model)
         values = _begin(model, like, dataset=dataset, eps=eps)
     values |= {"model": model, "name": name or _name_of(model)}
     if dataset:
         values["dataset"] = dataset
     evaluation: dict[str, Any] = values["evaluation"]
     if eps is not None or norm == "unbounded":
-        evaluation["threats"] = [threat_of(norm, eps).model_dump(mode="json")]
+        evaluation["threats"] = [threat_of(norm or "linf", eps).model_dump(mode="json")]
     evaluation |= {k: v for k, v in {"suite": suite, "samples": samples, "seed": seed}.items() if v is not None}
     if floor is not None:
         values["policy"] = values.get("policy", {}) | {"floor": floor, "floors": {}}
@@ -52,6 +55,8 @@ def asked(
 
 def _begin(model: str, like: str | None, *, dataset: str | None, eps: str | None) -> dict[str, Any]:
     """What the words of the command are laid over."""
+    if like and REGISTERED.fullmatch(like):
+        return asked_of(newest_record(version_named(like)).run_id)
     if like:
         whole = configured(like, ()).model_dump(mode="json")
         return {key: whole[key] for key in ("dataset", "contract", "evaluation", "policy")}

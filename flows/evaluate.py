@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from flows.beforehand import check_parts
 from flows.config import EvaluateConfig
 from flows.whole import whole
 from tasks.data import Data
@@ -27,6 +28,7 @@ def evaluate_model(config: EvaluateConfig, again: bool = False) -> Story:
     again: measure everything anew, whatever is in the store of cells.
     """
     values = config.model_dump(mode="json")
+    check_parts(config)
     with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
         model, version = fetch_model(config.model, run_id=run_id, shape=data.shape)

@@ -7,10 +7,12 @@ from shlex import quote
 from prefect import flow
 from pydantic import BaseModel, Field
 
+from flows.beforehand import check_fit, check_parts
 from flows.config import Plan
 from flows.pipeline import examine, harden
 from flows.plans import digest_of, note, plan_of
 from flows.whole import whole
+from tasks.candidates import stages_of
 from tasks.data import describe, load
 from tasks.evaluate import champion_report
 from tasks.evidence import Story
@@ -18,6 +20,7 @@ from tasks.plan import last_hardening, why_wait
 from tasks.publish import publish
 from tasks.redact import veiled
 from tasks.track import aliases, open_run, registered
+from tasks.train import release
 from tasks.validate import validate_data
 
 
@@ -87,8 +90,10 @@ def why_not(name: str, failed: int | None, plan: Plan | None, cooldown_hours: fl
 def _hardened(plan: Plan, failed: int | None, reason: str) -> Story:
     """The story of hardening by the plan."""
     asked = plan.model_dump(mode="json") | {"hardening_of": {"version": failed, "reason": reason}}
+    check_parts(plan)
     with open_run(plan.name, asked) as run_id:
         data = validate_data(plan.dataset, plan.contract, run_id=run_id)
+        check_fit(plan, data)
         note(plan, data, run_id, "started")
         champion = champion_report(
             plan.name, data, plan.evaluation, max_age_days=plan.policy.max_age_days, run_id=run_id
@@ -96,4 +101,6 @@ def _hardened(plan: Plan, failed: int | None, reason: str) -> Story:
         model, rounds = harden(data, plan, run_id=run_id)
         chapter = examine(model, data, plan, champion, run_id=run_id)
         note(plan, data, run_id, chapter.verdict.outcome)
-        return publish(plan.name, run_id, data, plan.policy, whole([chapter]), whole(rounds))
+        story = publish(plan.name, run_id, data, plan.policy, whole([chapter]), whole(rounds))
+        release(data, stages_of(plan.hardening, plan.policy))
+        return story

@@ -2,10 +2,11 @@
 
 from prefect import flow
 
+from flows.beforehand import check_fit, check_parts
 from flows.config import PipelineConfig
 from flows.plans import note, remember
 from flows.whole import whole
-from tasks.candidates import candidates
+from tasks.candidates import candidates, stages_of
 from tasks.data import Data
 from tasks.decide import decide, warn_of_few_samples
 from tasks.evaluate import champion_report, evaluate_robustness
@@ -18,7 +19,7 @@ from tasks.record import record
 from tasks.redact import veiled
 from tasks.replay import replay_examples
 from tasks.track import model_facts, open_run
-from tasks.train import train_model
+from tasks.train import release, train_model
 from tasks.validate import validate_data
 from tasks.verdicts import Champion
 
@@ -28,8 +29,10 @@ from tasks.verdicts import Champion
 def posture_pipeline(config: PipelineConfig) -> Story:
     """Validate, train, attack, decide; on fail harden and attack again; promote what passes. The whole story."""
     values = config.model_dump(mode="json")
+    check_parts(config)
     with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
+        check_fit(config, data)
         champion = champion_report(
             config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
         )
@@ -43,7 +46,10 @@ def posture_pipeline(config: PipelineConfig) -> Story:
             chapters.append(examine(hardened, data, config, champion, run_id=run_id))
             note(config, data, run_id, chapters[-1].verdict.outcome)
 
-        return publish(config.name, run_id, data, config.policy, whole(chapters), whole(rounds))
+        remember(config, chapters[-1].verdict.outcome)
+        story = publish(config.name, run_id, data, config.policy, whole(chapters), whole(rounds))
+        release(data, {"baseline": config.training} | stages_of(config.hardening, config.policy))
+        return story
 
 
 def examine(

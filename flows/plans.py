@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from flows.asked import like_before, usual
+from flows.beforehand import check_parts
 from flows.config import EvaluateConfig, PipelineConfig, Plan, parse_evaluation, parse_plan
 from flows.recipes import configured
 from tasks.data import Data
@@ -17,9 +18,10 @@ from tasks.track import Version
 def adopt(name: str, like: str, changes: tuple[str, ...] = ()) -> Plan:
     """The plan that the registered model has from now on: a recipe or a YAML file, with changes, under its name.
 
-    Works before a version is registered. Raises WrongInput.
+    Works before a version is registered. Raises WrongInput, also for a part that nobody knows.
     """
     plan = parse_plan(configured(like, changes).model_dump(mode="json") | {"name": name})
+    check_parts(plan)
     keep_plan(name, plan.model_dump(mode="json"))
     return plan
 
@@ -42,14 +44,22 @@ def plan_of(name: str) -> Plan | None:
     return plan
 
 
-def remember(config: PipelineConfig) -> None:
-    """Make the config of a run the plan of its model, where the registry can hold it."""
+def remember(config: PipelineConfig, outcome: str = "") -> None:
+    """Make the config of a run the plan of its model, where the registry can hold it.
+
+    A plan that the model has gives way only where the outcome of the run is a pass: others may have been trials.
+    """
     log, values = logging.getLogger("redoubt"), config.model_dump(mode="json")
     try:
         before = plan_values(config.name)
     except EvidenceBroken:
-        before = {}
-    changed = [key for key in values if before is not None and before.get(key) != values[key]]
+        before = None
+    changed = [] if before is None else [key for key in values if before.get(key) != values[key]]
+    if changed and outcome != "pass":
+        if outcome:
+            told = "the plan of %s stays, since this run did not pass; it changes: %s. To plan by it: redoubt adopt"
+            log.warning(told, config.name, ", ".join(changed))
+        return
     if changed:
         log.warning("the plan of %s is this run's config from now on; changed: %s", config.name, ", ".join(changed))
     try:

@@ -12,6 +12,8 @@ from flows.exits import BROKE, EXIT
 from flows.plans import how, plan_of
 from tasks.errors import RedoubtError
 from tasks.evidence import headline
+from tasks.posture import Record
+from tasks.recall import known_of, newest_record
 from tasks.redact import redacted, told, veiled
 from tasks.track import Version, aliases, names, registered
 
@@ -35,14 +37,23 @@ class Reattacked(BaseModel, frozen=True, extra="forbid"):
 @flow(name="redoubt-reattack", description="The current suite over a registered model's versions.")
 @veiled
 def reattack_versions(
-    name: str, versions: str | list[int] = "live", suite: str | None = None, again: bool = False
+    name: str,
+    versions: str | list[int] = "live",
+    suite: str | None = None,
+    again: bool = False,
+    like: str | None = None,
 ) -> list[Reattacked]:
     """Measure versions under the current suite, oldest first; what was measured under it before is left alone.
 
     versions: `live`, those that bear an alias; `all`; or some. suite: another than the last time. again: also those
-    that were measured under it. A version that breaks does not keep the others from being measured.
+    that were measured under it. like: the version, by number or alias, that all are measured like. A version that
+    breaks does not keep the others from being measured.
     """
-    return [_reattacked(version, suite, again) for version in chosen(name, versions)]
+    found, model = chosen(name, versions), None
+    if like:
+        known = known_of(name)
+        model = newest_record(known.version(known.numbered(like)))
+    return [_reattacked(version, suite, again, model) for version in found]
 
 
 @flow(name="redoubt-reattack-all", description="Every live version of every registered model, attacked again.")
@@ -92,9 +103,9 @@ def _live(name: str) -> list[Version]:
     return [version for version in known if version.number in held or version is known[-1]]
 
 
-def _reattacked(version: Version, suite: str | None, again: bool) -> Reattacked:
+def _reattacked(version: Version, suite: str | None, again: bool, like: Record | None) -> Reattacked:
     try:
-        config = like_before(version, suite=suite)
+        config = like_before(version, suite=suite, record=like)
         record = None if again else already(version, config)
     except RedoubtError as error:
         return broken(version.name, version.number, error)

@@ -29,6 +29,11 @@ DROPPED = "redoubt.dropped"
 log = logging.getLogger("redoubt")
 
 
+def stages_of(hardening: TrainingConfig, policy: Policy) -> dict[str, TrainingConfig]:
+    """The stages of hardening that a policy allows, in order, each with how it trains."""
+    return {_stage(number): hardening.for_round(number) for number in range(1, policy.max_rounds + 1)}
+
+
 @contextmanager
 def candidates(
     data: Data, hardening: TrainingConfig, evaluation: EvaluationConfig, policy: Policy, *, run_id: str
@@ -38,9 +43,8 @@ def candidates(
     Where REDOUBT_WORKERS names workers, all are trained and judged there at the same time. Whoever stops asking gets
     the same as one after another: what was made beyond that is tagged as dropped, and nobody looks at it.
     """
-    rounds = [
-        (number, data, hardening.for_round(number), evaluation, policy) for number in range(1, policy.max_rounds + 1)
-    ]
+    asked_of = stages_of(hardening, policy).values()
+    rounds = [(number, data, training, evaluation, policy) for number, training in enumerate(asked_of, 1)]
     words = workers()
     if not words or len(rounds) < 2:
         yield (_candidate(*asked, run_id=run_id) for asked in rounds)

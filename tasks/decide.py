@@ -43,7 +43,10 @@ def decide(
     only. version: the model's own; the next one where it is not registered yet. tags: those of the registered model,
     where they were just read.
     """
-    verdict = judge(report, policy, champion.report if champion else None, replays=replays)
+    if champion is None:
+        verdict = judge(report, policy, replays=replays)
+    else:
+        verdict = judge(report, policy, champion.report, replays=replays, passed=champion.passed)
     if name and data is not None and report.split == "test":
         ledger = findings_in(name, model_facts(name)[1] if tags is None else tags)
         verdict = _with_findings(verdict, ledger, name, version, model, data, report, policy, replays)

@@ -1,6 +1,7 @@
 """Attack a stored model and report what is left of its accuracy."""
 
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -21,12 +22,12 @@ from tasks.metrics import CellStore, Corpus, EvaluationConfig, RobustnessReport,
 from tasks.models import StoredModel, code_of
 from tasks.posture.signing import secret_of
 from tasks.recall import expected_key
-from tasks.redact import veiled
+from tasks.redact import told, veiled
 from tasks.replay import load_corpus
-from tasks.results import WARM, save_evaluation
+from tasks.results import WARM, load_report, save_evaluation
 from tasks.shard import Work, fill
-from tasks.track import EVIDENCE, aliases, log_bytes, model_facts, registered, timed
-from tasks.verdicts import Champion, why_unusable
+from tasks.track import CROWNED, EVIDENCE, Version, aliases, log_bytes, model_facts, registered, timed
+from tasks.verdicts import Asked, Champion, why_unusable
 
 
 @task(name="evaluate", task_run_name="evaluate-{model.stage}-on-{split}", cache_policy=NO_CACHE)
@@ -95,12 +96,13 @@ def champion_report(
         return None
     with timed(run_id, "champion"):
         version = next(version for version in registered(name) if version.number == number)
+        passed = passed_by(version)
         wanted = expected_key(data, config)
         for record in version.records():
             if record.key == wanted:
                 report = vouched_report(version, record)
                 if report is not None and why_unusable(report, max_age_days=max_age_days) is None:
-                    return Champion(version=number, evidence=record.evidence, report=report)
+                    return Champion(version=number, evidence=record.evidence, report=report, passed=passed)
         stored = fetch_version(version)
         network = network_of(stored)
         x, y = load_split(data, "test")
@@ -117,7 +119,20 @@ def champion_report(
                 weights_digest=stored.digest,
                 model_code=code_of(network),
             )
-        return Champion(version=number, evidence=version.tags.get(EVIDENCE, ""), report=fresh)
+        return Champion(version=number, evidence=version.tags.get(EVIDENCE, ""), report=fresh, passed=passed)
+
+
+def passed_by(version: Version) -> Asked:
+    """What a version has passed under: when it became champion, and in every measurement that stands on it."""
+    runs = [record.run_id for record in version.records() if record.verdict == "pass"]
+    reports, lost = list[RobustnessReport](), list[str]()
+    for run_id in dict.fromkeys([*filter(None, [version.tags.get(CROWNED)]), *runs]):
+        try:
+            reports.append(load_report(run_id))
+        except Exception as error:  # each store raises its own; what cannot be read may have asked anything
+            logging.getLogger("redoubt").warning("what run %s asked cannot be read: %s", run_id, told(error))
+            lost.append(run_id)
+    return Asked.of(reports, unreadable=f"run {', '.join(lost)}" if lost else "")
 
 
 def begin_warm(

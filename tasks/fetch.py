@@ -12,7 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
-from tasks.lookup import REGISTERED
+from tasks.lookup import REGISTERED, imported
 from tasks.parts import vouched
 from tasks.posture.changes import measured_at
 from tasks.redact import veiled
@@ -56,6 +56,28 @@ def fetch_model(name: str, *, run_id: str, shape: Sequence[int] = ()) -> "tuple[
     if ":" in name:
         return fetch_function(name, run_id=stage), None
     return fetch_file(Path(name), run_id=stage, shape=shape), None
+
+
+def check_named(name: str) -> None:
+    """Raise WrongInput for the name of a model that is not there. Nothing is loaded yet."""
+    if name.startswith("models:"):
+        version_named(name)
+    elif ":" in name:
+        imported("model", name)
+    elif Path(name).suffix.lower() not in (*PICKLED, ".onnx") or not Path(name).is_file():
+        raise no_file(name)
+
+
+def no_file(name: str) -> WrongInput:
+    """The error for a name that means no model; it tells apart what was nearly right."""
+    found = REGISTERED.fullmatch(f"models:/{name}") or REGISTERED.fullmatch(f"models:/{name}/1")
+    if found and registered(found["name"]):
+        where = found[0] if found["alias"] or "/" in name else f"models:/{name}/1 or models:/{name}@champion"
+        return WrongInput(f"{name!r} is no file. For the registered model write {where}.")
+    return WrongInput(
+        f"{name!r} is no ONNX file. Name one, or models:/NAME/3, or 'package.module:function' for a function "
+        "that returns the model with its weights."
+    )
 
 
 def network_of(stored: "StoredModel") -> "nn.Module":
@@ -109,10 +131,7 @@ def fetch_file(path: Path, *, run_id: str, shape: Sequence[int] = ()) -> "Stored
     if path.suffix.lower() in PICKLED and path.is_file():
         return _unpickled(path.read_bytes(), path.name, path.stem, run_id, shape)
     if path.suffix.lower() != ".onnx" or not path.is_file():
-        raise WrongInput(
-            f"{str(path)!r} is no ONNX file. Name one, or models:/NAME/3, or 'package.module:function' for a function "
-            "that returns the model with its weights."
-        )
+        raise no_file(str(path))
     raw = path.read_bytes()
     log_bytes(run_id, raw, "weights/model.onnx")
     uri = f"runs:/{run_id}/weights/model.onnx"
@@ -181,11 +200,11 @@ def load_model(name: str, shape: Sequence[int] = ()) -> "nn.Module":
         raw = Path(name).read_bytes()
         consented(raw, name, INSTEAD)
         return from_exported(graph_of(raw, name, shape))
-    if name.lower().endswith(".onnx"):
-        if not Path(name).is_file():
-            raise WrongInput(f"{name!r} does not exist. Name an ONNX file.")
-        return from_onnx(Path(name).read_bytes())
-    return build(name)
+    if ":" in name:
+        return build(name)
+    if not name.lower().endswith(".onnx") or not Path(name).is_file():
+        raise no_file(name)
+    return from_onnx(Path(name).read_bytes())
 
 
 def _ours(version: Version) -> "StoredModel | None":

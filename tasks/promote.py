@@ -9,12 +9,13 @@ from prefect.cache_policies import NO_CACHE
 from tasks.ledger import LOOKING, write_findings
 from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
+from tasks.posture.changes import measured_at
 from tasks.posture.findings import crowned
 from tasks.recall import known_of
 from tasks.record import version_tags
 from tasks.redact import veiled
 from tasks.reserve import reserved
-from tasks.track import aliases, register, set_alias
+from tasks.track import CROWNED, aliases, register, set_alias, tag_version
 from tasks.verdicts import Verdict
 
 
@@ -25,7 +26,7 @@ def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Ve
     with reserved(name):
         number = register(name, model, version_tags(report, verdict))
         if verdict.outcome == "pass":
-            move_champion(name, number)
+            move_champion(name, number, model.run_id)
         else:
             set_alias(name, "challenger", number)
     suite = report.threats[0].suite
@@ -42,17 +43,19 @@ def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Ve
 def crown(name: str, number: int) -> None:
     """Make a registered version champion, and close what it has mended. Whether it may be is for a verdict to say."""
     with reserved(name):
-        move_champion(name, number)
-        now = datetime.now(UTC)
-        before = known_of(name).findings
+        known, now = known_of(name), datetime.now(UTC)
+        passing = [record for record in known.version(number).records() if record.verdict == "pass"]
+        move_champion(name, number, max(passing, key=measured_at).run_id)
+        before = known.findings
         write_findings(name, [crowned(finding, number, now) for finding in before], before)
 
 
-def move_champion(name: str, number: int) -> None:
-    """Let `champion` name the version, and `previous` the one that it named before."""
+def move_champion(name: str, number: int, run_id: str) -> None:
+    """Let `champion` name the version that passed in a run, and `previous` the one that it named before."""
     before = aliases(name).get("champion")
     if before == number:
         return
+    tag_version(name, number, {CROWNED: run_id})
     if before is not None:
         set_alias(name, "previous", before)
     set_alias(name, "champion", number)

@@ -1,6 +1,7 @@
 """Train a model. Hardening is the same step with another defence."""
 
 import hashlib
+from collections.abc import Mapping
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -10,7 +11,7 @@ from tasks.defences import DEFENCES
 from tasks.gpu import gpu_slot
 from tasks.home import folder
 from tasks.lookup import lookup
-from tasks.models import StoredModel, TrainingConfig, build, check_model, device_of, fit
+from tasks.models import StoredModel, TrainingConfig, build, check_model, code_of, device_of, fit
 from tasks.models.distributed import fit_together
 from tasks.redact import veiled
 from tasks.track import log_history, open_stage, save_model, set_tags, timed
@@ -21,7 +22,8 @@ from tasks.track import log_history, open_stage, save_model, set_tags, timed
 def train_model(data: Data, config: TrainingConfig, *, stage: str, run_id: str) -> StoredModel:
     """Fit one network on train, chosen on select, and store it under the stage's name.
 
-    A run that was killed goes on from its last epoch when it is started again with the same data and config.
+    A run that was killed goes on from its last epoch when it is started again with the same data, config and code of
+    the model; what it had trained to the end is taken as it is. release() forgets that.
     """
     with timed(run_id, f"train/{stage}"):
         loss = lookup("defence", config.defence, DEFENCES)
@@ -30,8 +32,7 @@ def train_model(data: Data, config: TrainingConfig, *, stage: str, run_id: str) 
         check_model(model, config.model, train[0][:2], data.classes)
         stage_id = open_stage(run_id, stage)
         set_tags(stage_id, {f"training.{key}": str(value) for key, value in config.model_dump(mode="json").items()})
-        key = hashlib.sha256(f"{data.digest}{config.model_dump_json()}".encode()).hexdigest()[:16]
-        checkpoint = folder("checkpoints") / f"{stage}-{key}.pt"
+        checkpoint = folder("checkpoints") / f"{_key(data, config, stage)}-{code_of(model)}.pt"
         with gpu_slot(device_of(config.device)):
             if config.nproc_per_node > 1:
                 history = fit_together(model, train, select, config, checkpoint=checkpoint)
@@ -39,3 +40,14 @@ def train_model(data: Data, config: TrainingConfig, *, stage: str, run_id: str) 
                 history = fit(model, train, select, loss, config, checkpoint=checkpoint, progress=True)
         log_history(stage_id, [vars(epoch) for epoch in history])
         return save_model(stage_id, stage, config.model, model, train[0][:2])
+
+
+def release(data: Data, stages: Mapping[str, TrainingConfig]) -> None:
+    """Delete the checkpoints of a run's stages: it came to its end, so that the next one trains anew."""
+    for stage, config in stages.items():
+        for checkpoint in folder("checkpoints").glob(f"{_key(data, config, stage)}-*.pt"):
+            checkpoint.unlink(missing_ok=True)
+
+
+def _key(data: Data, config: TrainingConfig, stage: str) -> str:
+    return f"{stage}-{hashlib.sha256(f'{data.digest}{config.model_dump_json()}'.encode()).hexdigest()[:16]}"

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @click.option("--dataset", help="A name, 'package.module:function', a CSV, a folder; that of the last time if none.")
-@click.option("--like", metavar="RECIPE", help="Take data, threat models and policy from a recipe or a YAML file.")
+@click.option("--like", metavar="RECIPE", help="A recipe, a YAML file, or models:/NAME/3: as it was measured last.")
 @click.option("--name", help="Of the experiment, for a model that is not registered.")
-@click.option("--norm", default="linf", show_default=True, help="Of the threat model, where --eps is given.")
+@click.option("--norm", help="Of the threat model whose radius --eps gives; linf if none.")
 @click.option("--eps", help="Its radius: 0.03 or 8/255.")
 @click.option("--suite", help="quick, standard or deep.")
 @click.option("--samples", type=click.IntRange(min=1), help="How many of the test split; all if none.")
@@ -47,6 +47,9 @@ def evaluate(model: str, again: bool, consent: tuple[str, ...], as_json: bool, *
     from flows.asked import asked
 
     config = asked(model, **words)
+    from flows.beforehand import check_parts
+
+    check_parts(config)
     if not again and (done := _done(config)):
         from tasks.posture.console import plain
 
@@ -67,13 +70,16 @@ def evaluate(model: str, again: bool, consent: tuple[str, ...], as_json: bool, *
 @click.argument("name")
 @click.option("--versions", "which", default="live", show_default=True, help="live (with an alias), all, or e.g. 1,2.")
 @click.option("--suite", help="Another suite than the last time.")
+@click.option("--like", metavar="VERSION", help="As this version was measured last, e.g. 3 or @champion.")
 @click.option("--again", is_flag=True, help="Anew, though they were measured in this very way before.")
 @click.option(
     "--consent", "consent", multiple=True, metavar="DIGEST", help="sha256:... of a pickle that may be loaded."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end, and nothing else.")
 @workers_option
-def reattack(name: str, which: str, suite: str | None, again: bool, consent: tuple[str, ...], as_json: bool) -> None:
+def reattack(
+    name: str, which: str, suite: str | None, like: str | None, again: bool, consent: tuple[str, ...], as_json: bool
+) -> None:
     """Measure versions of NAME under the current suite (new-attack day).
 
     Each is measured as it was the last time, or else as its model's newest measured version was. Exit code 0 where
@@ -94,7 +100,7 @@ def reattack(name: str, which: str, suite: str | None, again: bool, consent: tup
         from flows.reattack import Reattacked, reattack_versions
 
         ready()
-        results: list[Reattacked] = reattack_versions(name, versions, suite=suite, again=again)
+        results: list[Reattacked] = reattack_versions(name, versions, suite=suite, again=again, like=like)
     if as_json:
         click.echo(json.dumps([result.model_dump() for result in results], indent=2))
     else:

@@ -36,6 +36,9 @@ def run(recipe: str, changes: tuple[str, ...], as_json: bool) -> None:
         from flows.recipes import configured
 
         config = configured(recipe, changes)
+        from flows.beforehand import check_parts
+
+        check_parts(config)
         from tasks.track import client
 
         client()  # a store that is down ends the run here, not after training

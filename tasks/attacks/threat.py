@@ -98,6 +98,16 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
         special = f"_{self.digest[:6]}" if self.features else ""
         return f"{self.norm}_{self.eps:.4g}{special}"
 
+    def covers(self, other: "ThreatModel") -> bool:
+        """Whether it allows every change that the other allows. Those of another norm or scale are not compared."""
+        if (self.norm, self.scale) != (other.norm, other.scale) or self.eps < other.eps:
+            return False
+        wide = self.bounds[0] <= other.bounds[0] and self.bounds[1] >= other.bounds[1]
+        if self.mask is None or other.mask is None:
+            return wide and self.mask is None
+        same = len(self.mask) == len(other.mask)
+        return wide and same and all(mine >= theirs for mine, theirs in zip(self.mask, other.mask, strict=True))
+
     @property
     def digest(self) -> str:
         """Sixteen hex digits that change when any field does."""

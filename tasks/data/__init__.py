@@ -6,7 +6,7 @@ To add one, write it and name it here, or name it "package.module:function" in t
 from tasks.data.contract import DataContract
 from tasks.data.digits import digits
 from tasks.data.idx import mnist, read_idx
-from tasks.data.load import DATASETS, SPLITS, Data, describe, load, load_split
+from tasks.data.load import DATASETS, SPLITS, Data, dataset_named, describe, load, load_split
 from tasks.data.summary import summarise
 from tasks.data.synthetic import two_kinds_of_feature
 from tasks.data.table import phishing, read_table
@@ -16,6 +16,7 @@ __all__ = [
     "SPLITS",
     "Data",
     "DataContract",
+    "dataset_named",
     "describe",
     "digits",
     "load",

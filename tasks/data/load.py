@@ -44,7 +44,7 @@ class Data(BaseModel, frozen=True, extra="forbid"):
 
 def load(name: str) -> dict[Split, Pair]:
     """Every split of a dataset: x [N, ...] floats and y [N] int64. Raises WrongInput, DataMissing or UnknownPart."""
-    function = _function(name)
+    function = dataset_named(name)
     return {split: _pair(name, split, function(split)) for split in SPLITS}
 
 
@@ -76,11 +76,14 @@ def describe(name: str, splits: dict[Split, Pair]) -> Data:
     )
 
 
-def _function(name: str) -> DatasetFunction:
+def dataset_named(name: str) -> DatasetFunction:
+    """The function that a dataset's name means; nothing is read yet. Raises DataMissing or UnknownPart."""
     path = Path(name).expanduser()
     if path.is_dir():
         return partial(mnist, folder=path)
     if path.suffix.lower() == ".csv":
+        if not path.is_file():
+            raise DataMissing(f"dataset file {name!r} does not exist. Name a CSV, or a folder with MNIST's IDX files.")
         return partial(read_table, path=path)
     if "/" in name and not path.exists():
         raise DataMissing(f"dataset path {name!r} does not exist. Name a CSV, or a folder with MNIST's four IDX files.")

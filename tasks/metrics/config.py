@@ -40,6 +40,15 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
         description="of one of your own attacks on one block of samples; beyond it is stopped, and the number is void",
     )
 
+    @field_validator("threats")
+    @classmethod
+    def _each_once(cls, threats: tuple[ThreatModel, ...]) -> tuple[ThreatModel, ...]:
+        names = [threat.name for threat in threats]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(f"{twice} stands there twice, and its metrics would bear one name. Leave one out.")
+        return threats
+
     @field_validator("critical_pairs")
     @classmethod
     def _of_two_classes(cls, pairs: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:

@@ -20,7 +20,7 @@ WRAP = "Wrap it in a module whose forward(self, x) returns them"
 def checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
     """X and y on the model's device, x in the model's precision. Raises WrongInput or ModelRejected."""
     _check_kinds(model, x, y, threat)
-    _check_x(x, threat)
+    check_x(x, threat)
     if y.is_floating_point() or int(y.min()) < 0:
         raise WrongInput("y must hold class numbers from 0 upwards, as integers.")
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
@@ -133,7 +133,7 @@ def _check_kinds(model: object, x: object, y: object, threat: object) -> None:
         raise WrongInput(f"x {list(x.shape)} and y {list(y.shape)} must hold the same number of samples, one at least.")
 
 
-def _check_x(x: Tensor, threat: ThreatModel) -> None:
+def check_x(x: Tensor, threat: ThreatModel) -> None:
     """Raise WrongInput where x holds no floats within the bounds, or not the features that the threat describes."""
     if not x.is_floating_point():
         raise WrongInput(f"x is {x.dtype}. Scale it to floats within {threat.bounds}, e.g. x.float() / 255.")

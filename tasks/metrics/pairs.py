@@ -130,7 +130,11 @@ def check_pairs(model: nn.Module, x: Tensor, pairs: Sequence[tuple[int, int]]) -
     logits, _ = answers(model, x[:2], 0)
     if logits.ndim != 2:
         return  # measure() says what is wrong with it
-    classes = logits.shape[1]
+    check_classes(pairs, logits.shape[1])
+
+
+def check_classes(pairs: Sequence[tuple[int, int]], classes: int) -> None:
+    """Raise WrongInput for a class in critical_pairs that is none of so many."""
     unknown = sorted({c for pair in pairs for c in pair if not 0 <= c < classes})
     if unknown:
         raise WrongInput(

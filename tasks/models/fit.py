@@ -88,8 +88,8 @@ def fit(
 ) -> list[Epoch]:
     """Train the model in place and leave it with the weights of the best epoch on `select`; every epoch's figures.
 
-    train and select are pairs x [N, ...], y [N]. With a checkpoint path, each epoch is saved there, an existing
-    file is continued from, and the file is deleted at the end: the result is the same with and without a kill.
+    train and select are pairs x [N, ...], y [N]. With a checkpoint path, each epoch is saved there and an existing
+    file is continued from: the result is the same with and without a kill. The file stays until the caller deletes it.
     team: the processes that train this model together, each of which calls this (tasks/models/distributed.py does).
     Raises ValueError when the loss stops being a number.
     """
@@ -120,9 +120,6 @@ def fit(
             bar.update(row, advance=1, description=f"{config.defence} loss {train_loss:.3f} select {accuracy:.3f}")
         model.load_state_dict(training.best)
     model.cpu().eval()
-    team.wait()  # or else one that is late finds no checkpoint
-    if checkpoint and team.leads:
-        checkpoint.unlink(missing_ok=True)
     return training.history
 
 

@@ -34,6 +34,7 @@ ADVICE: dict[tuple[str, str], str] = {  # (how the check's name begins, outcome)
     ("findings", "fail"): "Mend what is overdue, or let its owner accept it until a date: {findings}",
     ("champion, ", "fail"): "See which samples were lost: {compare}",
     ("champion, ", "cannot tell"): f"The samples are too few to exclude a loss. {MORE}",
+    ("champion's questions", "cannot tell"): "Measure it under the model's plan: {reattack}",
     ("champion", "cannot tell"): "Measure the champion under the same suite and data: {live}",
 }
 

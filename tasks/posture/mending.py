@@ -15,9 +15,9 @@ def first_time(name: str, version: int) -> str:
 
 
 def catch_up(record: Record, versions: Sequence[int]) -> str:
-    """What measures these versions of the record's model under the suite that the record was measured under."""
+    """What measures these versions of the record's model as its own was, which was measured last of all."""
     which = ",".join(map(str, versions)) if len(versions) <= NAMED else "all"
-    return f"redoubt reattack {shlex.quote(record.name)} --versions {which} --suite {_suite(record)}"
+    return f"redoubt reattack {shlex.quote(record.name)} --versions {which} --like {record.version}"
 
 
 def again(record: Record) -> str:
@@ -29,16 +29,18 @@ def alike(behind: Record, ahead: Record) -> str:
     """What makes two measurements comparable: both under today's suite, or the one behind as the one ahead was."""
     unequal = {fact for fact in FACTS if getattr(behind, fact) != getattr(ahead, fact)}
     if unequal <= BY_REATTACK and (behind.name, behind.data) == (ahead.name, ahead.data):
-        return catch_up(ahead, sorted({behind.version, ahead.version}))
+        which = ",".join(map(str, sorted({behind.version, ahead.version})))
+        return f"redoubt reattack {shlex.quote(ahead.name)} --versions {which} --suite {_suite(ahead)}"
+    model, other = (shlex.quote(f"models:/{record.name}/{record.version}") for record in (behind, ahead))
+    if "threat_digests" in unequal:  # of several threat models no flag tells
+        return f"redoubt evaluate {model} --like {other}"
     flags = {
-        "threat_digests": "--like RECIPE",  # of several threat models no flag tells
         "data_digest": f"--dataset {shlex.quote(ahead.data)}",
         "suite_digest": f"--suite {_suite(ahead)}",
         "samples": f"--samples {ahead.samples}",
         "seed": f"--seed {ahead.seed}",
         "seeds": f"--set evaluation.seeds={ahead.seeds}",
     }
-    model = shlex.quote(f"models:/{behind.name}/{behind.version}")
     return " ".join(["redoubt evaluate", model, *(flag for fact, flag in flags.items() if fact in unequal)])
 
 

@@ -113,7 +113,7 @@ def headline(history: History) -> list[str]:
     if champion is None:
         told.append("No version bears the alias champion.")
     elif champion not in history.main.versions:
-        told.append(f"The champion, version {champion}, was not measured under this suite.")
+        told.append(f"The champion, version {champion}, was not measured in this way.")
     newest = history.main.records[-1]
     if newest.version != shown.version:
         told.append(_withstands(history, newest))

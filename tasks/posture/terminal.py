@@ -65,7 +65,7 @@ def render_history(history: History, *, width: int = 100, color: bool = True, la
         told = f"{count(len(group.records), 'version')} ({ranges(group.versions)}) measured with {plain(group.title)}"
         parts.append(Text(f"{told}: never drawn in the same line.", style="dim"))
     if history.unmeasured:
-        under = " under this suite" if main else ""
+        under = " in this way" if main else ""
         parts.append(
             Text(f"Versions not measured{under}: {ranges(history.unmeasured)}. Measure: {plain(history.command)}")
         )

@@ -26,6 +26,7 @@ from tasks.track.places import location
 from tasks.track.probe import write_and_delete
 from tasks.track.registry import (
     APPENDIX_OF,
+    CROWNED,
     EVIDENCE,
     EVIDENCE_OF,
     PAGE_OF,
@@ -66,6 +67,7 @@ from tasks.track.store import client, embedded_store, patient, require_mlflow
 
 __all__ = [
     "APPENDIX_OF",
+    "CROWNED",
     "EVIDENCE",
     "EVIDENCE_OF",
     "MODEL_FILES",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RECORD = "redoubt.record."  # one tag for each group of comparable measurements, on the version
 EVIDENCE = "redoubt.evidence"  # the SHA-256 of the version's newest evidence
 APPENDIX_OF = "redoubt.appendix."  # likewise: the SHA-256 of the appendix on what tells of this evidence
+CROWNED = "redoubt.crowned"  # on a version that became champion: the run in which it passed
 PAGE_OF = "redoubt.page."  # likewise: the run that keeps the page, a colon, the SHA-256 of the appendix there
 EVIDENCE_OF = "redoubt.evidence."  # with sixteen digits of a SHA-256: the run that keeps this evidence
 

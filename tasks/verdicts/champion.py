@@ -1,11 +1,13 @@
 """The comparison with the champion: not worse by more than the policy tolerates, on the same samples."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from pydantic import BaseModel, Field
 
+from tasks.attacks import ThreatModel
 from tasks.metrics import RobustnessReport, mcnemar, paired_loss
 from tasks.verdicts.checks import Check, Outcome
 from tasks.verdicts.policy import Policy
@@ -14,12 +16,32 @@ from tasks.verdicts.trust import believed, trust_in_clean, trust_under
 CLOCKS_DIFFER = timedelta(days=1)  # a timestamp further ahead than this is a wrong one
 
 
+class Asked(BaseModel, frozen=True, extra="forbid"):
+    """What a version was held against: threat models, and pairs [source class, target class]."""
+
+    threats: tuple[ThreatModel, ...] = ()
+    critical_pairs: tuple[tuple[int, int], ...] = ()
+    unreadable: str = Field("", description="what cannot be read, so that there may be more of them; empty if nothing")
+
+    @classmethod
+    def of(cls, reports: Iterable[RobustnessReport], unreadable: str = "") -> Self:
+        """What these reports answer, together."""
+        threats = [threat for report in reports for threat in report.threats]
+        pairs = [(pair.source, pair.target) for threat in threats for pair in threat.pairs]
+        return cls(
+            threats=tuple(dict.fromkeys(threat.threat for threat in threats)),
+            critical_pairs=tuple(dict.fromkeys(pairs)),
+            unreadable=unreadable,
+        )
+
+
 class Champion(BaseModel, frozen=True, extra="forbid"):
     """The version that others are compared with, and what is known of it on the same samples."""
 
     version: int = Field(ge=1)
     evidence: str = Field("", description="SHA-256 of its newest evidence; empty where it has none")
     report: RobustnessReport
+    passed: Asked = Field(Asked(), description="all that it has passed under, on whatever data")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -58,22 +80,54 @@ def against(champion: RobustnessReport, report: RobustnessReport, policy: Policy
         reason = "the numbers are void, so they are not compared with the champion's"
         return [Check(name="champion", outcome="cannot tell", reason=reason)]
     now_right, then_right = report.correct_samples(), champion.correct_samples()
-    checks = [_no_worse("clean accuracy", now_right, then_right, report.confidence, policy.clean_budget)]
+    same = report.weights_digest != "" and _network(report) == _network(champion)
+    checks = [_no_worse("clean accuracy", now_right, then_right, report.confidence, policy.clean_budget, same)]
     for mine, theirs in zip(report.threats, champion.threats, strict=True):
         what = f"robust accuracy under {mine.threat}"
-        check = _no_worse(what, mine.held(), theirs.held(), report.confidence, policy.tolerance)
+        check = _no_worse(what, mine.held(), theirs.held(), report.confidence, policy.tolerance, same)
         checks.append(believed(check, trust_under(report, mine)))
     return checks
 
 
-def _no_worse(what: str, held: np.ndarray, before: np.ndarray, confidence: float, tolerated: float) -> Check:
-    """The paired comparison on the same samples: held [N] now, before [N] by the champion."""
+def asks_as_much(report: RobustnessReport, passed: Asked, policy: Policy) -> list[Check]:
+    """Whether the report answers all that the champion has passed under: easier questions make no better model.
+
+    Empty where the policy lets a version be asked less.
+    """
+    if policy.may_ask_less:
+        return []
+    asked = [threat.threat for threat in report.threats]
+    pairs = {(pair.source, pair.target) for threat in report.threats for pair in threat.pairs}
+    missing = [str(before) for before in passed.threats if not any(threat.covers(before) for threat in asked)]
+    missing += [f"class {one} taken for {other}" for one, other in passed.critical_pairs if (one, other) not in pairs]
+    missing += [f"what {passed.unreadable} says, which cannot be read"] if passed.unreadable else []
+    if not missing:
+        return [Check(name="champion's questions", outcome="pass", reason="all that the champion passed was asked")]
+    reason = (
+        f"the champion has passed under {', '.join(dict.fromkeys(missing))}, which was not asked here; ask for it too, "
+        "or let a version take its place with less: policy.may_ask_less=true"
+    )
+    return [Check(name="champion's questions", outcome="cannot tell", reason=reason)]
+
+
+def _network(report: RobustnessReport) -> tuple[str, str]:
+    """What computes the model's answers: its weights and its code."""
+    return report.weights_digest, report.model_code
+
+
+def _no_worse(
+    what: str, held: np.ndarray, before: np.ndarray, confidence: float, tolerated: float, same: bool
+) -> Check:
+    """The paired comparison on the same samples: held [N] now, before [N] by the champion; same: of one network."""
     lost, gained = int((before & ~held).sum()), int((held & ~before).sum())
     loss, bound = paired_loss(lost, gained, len(held), confidence=confidence)
     figure = (
         f"against the champion, {what}: {lost} samples lost, {gained} gained, loss {loss:+.1%} (at most {bound:+.1%}, "
         f"McNemar's p {mcnemar(lost, gained):.2g}); tolerated {tolerated:.0%}"
     )
+    if same and lost == 0:
+        told = f"against the champion, {what}: the very same weights, and of {len(held)} samples none lost"
+        return Check(name=f"champion, {what}", outcome="pass", reason=told)
     if bound <= tolerated:
         outcome: Outcome = "pass"
     else:

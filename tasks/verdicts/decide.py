@@ -6,7 +6,7 @@ from datetime import datetime
 from tasks.errors import WrongInput
 from tasks.metrics import PairReport, RobustnessReport, Share, Sign, ThreatReport
 from tasks.metrics.replayed import ReplayReport
-from tasks.verdicts.champion import against
+from tasks.verdicts.champion import Asked, against, asks_as_much
 from tasks.verdicts.checks import Check, Verdict
 from tasks.verdicts.policy import Policy
 from tasks.verdicts.trust import (
@@ -20,6 +20,7 @@ from tasks.verdicts.trust import (
     was_checked,
 )
 
+NOTHING = Asked()
 NAMED = 5  # samples that a reason names
 
 
@@ -30,11 +31,13 @@ def judge(
     now: datetime | None = None,
     *,
     replays: Sequence[ReplayReport] = (),
+    passed: Asked = NOTHING,
 ) -> Verdict:
     """The verdict on a report, and on what it lost against the champion if there is one.
 
     A check on a number that is void says neither pass nor fail. now: by default the clock's; the champion's report
     must not be older than the policy allows. replays: what the stored examples of earlier versions did.
+    passed: what the champion has passed under, all of which is to be asked again.
     """
     clean = _floor("clean accuracy", report.clean, policy.clean_floor)
     checks = [_enough(report, policy), _numbers(report), believed(clean, trust_in_clean(report))]
@@ -47,7 +50,7 @@ def judge(
         checks += [believed(_replayed(r, threat, floor, report.confidence), trust) for r in _of(replays, threat)]
     checks += _covered(report, policy)
     if champion is not None:
-        checks += against(champion, report, policy, now)
+        checks += against(champion, report, policy, now) + asks_as_much(report, passed, policy)
     return Verdict.of(checks)
 
 

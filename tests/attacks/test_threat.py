@@ -31,3 +31,26 @@ def test_a_wrong_radius_says_what_to_write(values, hint):
 def test_the_schema_says_that_eps_may_be_text():
     kinds = {option["type"] for option in ThreatModel.model_json_schema()["properties"]["eps"]["anyOf"]}
     assert kinds == {"number", "string"}
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "covers"),
+    [
+        ({}, {}, True),
+        ({"eps": 0.2}, {"eps": 0.1}, True),
+        ({"eps": 0.05}, {"eps": 0.1}, False),
+        ({"norm": "l2", "eps": 5.0}, {}, False),
+        ({"bounds": (-1.0, 1.0)}, {}, True),
+        ({"bounds": (0.2, 1.0)}, {}, False),
+        ({}, {"mask": (True, False)}, True),
+        ({"mask": (True, False)}, {}, False),
+        ({"mask": (True, True)}, {"mask": (True, False)}, True),
+        ({"mask": (False, True)}, {"mask": (True, False)}, False),
+        ({"mask": (True, True)}, {"mask": (True, False, False)}, False),
+        ({"scale": (1.0, 2.0)}, {}, False),
+        ({"scale": (1.0, 2.0), "eps": 0.3}, {"scale": (1.0, 2.0), "eps": 0.2}, True),
+    ],
+)
+def test_what_one_threat_model_allows_another_may_cover(wide, narrow, covers):
+    usual = {"norm": "linf", "eps": 0.1}
+    assert ThreatModel(**usual | wide).covers(ThreatModel(**usual | narrow)) is covers

@@ -180,10 +180,15 @@ def test_a_plan_is_a_recipe_under_another_name_and_needs_no_version(home):
 
 def test_a_run_that_takes_the_place_of_another_plan_says_what_it_changes(home, caplog):
     remember(two_kinds())
+    remember(two_kinds(), "pass")
+    assert caplog.text == ""
+    adopted = adopt(NAME, "two-kinds", ("policy.floor=0.8",))
     remember(two_kinds())
     assert caplog.text == ""
-    adopt(NAME, "two-kinds", ("policy.floor=0.8",))
-    remember(two_kinds())
+    remember(two_kinds(), "fail")
+    assert plan_of(NAME) == adopted
+    assert f"the plan of {NAME} stays, since this run did not pass; it changes: policy. " in caplog.text
+    remember(two_kinds(), "pass")
     assert f"the plan of {NAME} is this run's config from now on; changed: policy\n" in caplog.text
     tag_model(NAME, {PLAN: "no JSON"})
     remember(two_kinds())

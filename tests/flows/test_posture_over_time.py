@@ -34,6 +34,7 @@ from tasks.models import build
 from tasks.posture.evidence import FILE
 from tasks.posture.finding import Observation
 from tasks.posture.findings import advance
+from tasks.posture.mending import alike
 from tasks.recall import known_of, newest_record
 from tasks.results import load_adversarial, load_json
 from tasks.track import aliases, client, load_bytes, registered, tag_version
@@ -294,7 +295,13 @@ def test_history_compare_report_and_explain_answer(story, home, capsys):
         (("evaluate", "models:/nobody/1"), "not registered"),
         (("evaluate", f"models:/{NAME}/1", "--name", "other"), f"Write name: {NAME}"),
         (("history", "two'kinds"), "is no name of a registered model"),
-        (("evaluate", "nowhere.onnx", "--dataset", NAME), "--eps"),
+        (("evaluate", "nowhere.onnx", "--dataset", NAME), "is no ONNX file"),
+        (("evaluate", f"{NAME}@champion"), f"For the registered model write models:/{NAME}@champion"),
+        (("evaluate", NAME, "--eps", "0.1"), f"write models:/{NAME}/1 or models:/{NAME}@champion"),
+        (("evaluate", f"models:/{NAME}/1", "--norm", "l2"), "--norm l2 needs a radius. Write --eps as well"),
+        (("evaluate", f"models:/{NAME}/1", "--dataset", "two-kind", "--eps", "0.1"), "Did you mean 'two-kinds'"),
+        (("evaluate", f"models:/{NAME}/1", "--suite", "quik"), "evaluation: unknown suite 'quik'"),
+        (("reattack", NAME, "--like", "9"), "has no version 9"),
     ],
 )
 def test_wrong_words_end_with_3_and_say_what_to_write(story, home, capsys, words, hint):
@@ -582,3 +589,22 @@ def test_a_lower_floor_or_a_suite_to_look_closes_no_finding(story, home, missed,
     attacks = config.evaluation.model_copy(update={"suite": suite})
     evaluate_model(config.model_copy(update={"evaluation": attacks}))
     assert (next(f for f in known_of(NAME).findings if f.id == finding.id).state == "verified") == closed
+
+
+def test_versions_that_were_measured_otherwise_are_measured_alike_by_the_commands_that_are_named(story, home, capsys):
+    wider = ("--set", "evaluation.threats=[{norm: linf, eps: 0.1}, {norm: l2, eps: 0.1}]")
+    quick = ("--suite", "quick", "--samples", "150")
+    code, _, err = call(capsys, "evaluate", f"models:/{NAME}/2", *quick, *wider)
+    assert code in (0, 1, 2), err
+    before = known_of(NAME).history
+    assert 1 in before.unmeasured
+    assert before.command == f"redoubt reattack {NAME} --versions {','.join(map(str, before.unmeasured))} --like 2"
+    assert call(capsys, *before.command.split()[1:])[0] in (0, 1, 2)
+    assert known_of(NAME).history.unmeasured == ()
+
+    other = ("--set", "evaluation.threats=[{norm: linf, eps: 0.2}]")
+    assert call(capsys, "evaluate", f"models:/{NAME}/2", *quick, *other)[0] in (0, 1, 2)
+    command = alike(*(newest_record(version) for version in registered(NAME)[:2]))
+    assert command == f"redoubt evaluate models:/{NAME}/1 --like models:/{NAME}/2"
+    assert call(capsys, *command.split()[1:])[0] in (0, 1, 2)
+    assert 1 not in known_of(NAME).history.unmeasured

@@ -192,11 +192,11 @@ def test_what_cannot_be_compared_comes_with_the_command_that_mends_it(facts, com
 def test_versions_that_the_main_group_lacks_are_named_with_the_command():
     found = history(record(1, 700), record(3, 700, **OTHER), registered=[1, 2, 3, 4])
     assert found.unmeasured == (1, 2, 4)
-    assert found.command == "redoubt reattack digits --versions 1,2,4 --suite deep"
+    assert found.command == "redoubt reattack digits --versions 1,2,4 --like 3"
     assert history(registered=[1, 2]).command == "redoubt evaluate models:/digits/2 --dataset D --eps 0.03"
     assert history(record(1, 700)).command == ""
     many = history(record(1, 700), registered=range(1, 20))
-    assert many.command == "redoubt reattack digits --versions all --suite standard"
+    assert many.command == "redoubt reattack digits --versions all --like 1"
 
 
 def test_what_differs_within_a_group_is_noted():

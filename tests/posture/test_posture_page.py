@@ -185,7 +185,7 @@ def test_the_headline_is_the_champion_s_and_then_the_newest_version_s():
     assert second.startswith("Version 2 withstands the attacks on 31.0%")
     assert headline(history(*records))[1] == "No version bears the alias champion."
     unmeasured = headline(history(*records, aliases={"champion": 3}, registered=[1, 2, 3]))
-    assert "The champion, version 3, was not measured under this suite." in unmeasured
+    assert "The champion, version 3, was not measured in this way." in unmeasured
     assert "Nothing" in posture_page(history(registered=[1]), now=NOW)
 
 

@@ -70,10 +70,7 @@ def test_versions_are_listed_the_newest_last_with_their_numbers_and_a_line_of_bl
         "4": ("not measured",),
     }
     assert all(said in of[version] for version, facts in shown.items() for said in facts)
-    assert (
-        "Versions not measured under this suite: 4. Measure: redoubt reattack digits --versions 4 --suite standard"
-        in lines
-    )
+    assert "Versions not measured in this way: 4. Measure: redoubt reattack digits --versions 4 --like 3" in lines
 
 
 def test_other_groups_have_a_line_of_their_own_and_no_place_in_the_blocks():

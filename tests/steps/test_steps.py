@@ -12,12 +12,13 @@ from tasks.decide import decide, warn_of_few_samples
 from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
 from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.fetch import fetch_version
+from tasks.metrics import EvaluationConfig
 from tasks.models import StoredModel, fit
 from tasks.promote import promote, roll_back
 from tasks.record import record
 from tasks.results import load_adversarial
 from tasks.track import aliases, client, load_bytes, open_run, open_stage, registered
-from tasks.train import train_model
+from tasks.train import release, train_model
 from tasks.verdicts import Policy
 
 CONFIG = two_kinds()
@@ -107,6 +108,32 @@ def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_
     assert tags["redoubt.suite_digest"] == report.threats[0].suite_digest
 
 
+def test_easier_questions_do_not_move_the_champion(data, run_id):
+    """A weak model passes at a tiny radius; the champion had passed at a larger one, and stays."""
+    (threat,) = EVALUATION.threats
+    easy = EVALUATION.model_copy(update={"threats": (threat.model_copy(update={"eps": threat.eps / 10}),)})
+    asked = {"policy": LENIENT.model_dump(mode="json")}
+
+    def ask(config: EvaluationConfig, policy: Policy = LENIENT, *, forget: bool = False) -> str:
+        champion = champion_report.fn("m", data, config, max_age_days=30, run_id=run_id)
+        stored = train_model.fn(data, QUICK, stage=f"try-{len(registered('m'))}", run_id=run_id)
+        report = evaluate_robustness.fn(stored, data, config, split="test", run_id=run_id)
+        verdict = decide.fn(stored, report, policy, champion=champion)
+        number = promote.fn("m", stored, report, verdict)
+        if not forget:
+            evaluation = {"evaluation": config.model_dump(mode="json")}
+            record.fn("m", number, stored, data, report, verdict, asked | evaluation, champion=champion, run_id=run_id)
+        return verdict.outcome
+
+    assert ask(EVALUATION, forget=True) == "pass"  # a run that was killed before it recorded the champion
+    assert ask(easy) == "cannot tell"
+    assert aliases("m") == {"champion": 1, "challenger": 2}
+    assert ask(easy, LENIENT.model_copy(update={"may_ask_less": True})) == "pass"
+    assert ask(EVALUATION) == "pass"
+    assert ask(easy) == "cannot tell"
+    assert aliases("m") == {"champion": 4, "challenger": 5, "previous": 3}
+
+
 def test_rolling_back_without_a_previous_champion_is_refused(home):
     with pytest.raises(ValueError, match="no previous champion"):
         roll_back.fn("nobody")
@@ -171,7 +198,11 @@ def test_training_goes_on_from_the_checkpoint_of_a_killed_run(data, run_id, monk
     resumed = train_model.fn(data, config, stage="resumed", run_id=run_id)
     assert len(calls) == 4  # two epochs before the kill, two after it
     assert resumed.digest == whole.digest
+    again = train_model.fn(data, config, stage="resumed", run_id=run_id)
+    assert (len(calls), again.digest) == (4, whole.digest)  # to the end: the network is taken as it is
+    release(data, {"resumed": config})
     assert not calls[-1].exists()
+    assert len(list(calls[-1].parent.glob("*.pt"))) == 1  # the other stage's
 
 
 def test_a_model_of_the_wrong_width_is_refused_before_training(data, run_id):

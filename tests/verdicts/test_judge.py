@@ -14,7 +14,7 @@ from torch import nn
 from tasks.attacks import ThreatModel
 from tasks.errors import WrongInput
 from tasks.metrics import AttackRow, EvaluationConfig, PairReport, RobustnessReport, Share, Sign, Soundness, evaluate
-from tasks.verdicts import Policy, judge
+from tasks.verdicts import Asked, Policy, judge
 
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
 LINF, L2 = ThreatModel(norm="linf", eps=0.1), ThreatModel(norm="l2", eps=0.1)
@@ -121,6 +121,40 @@ def test_a_model_worse_than_the_champion_does_not_pass(report):
     assert "60 samples lost, 0 gained, loss +12.0%" in worse.reasons[0]
     assert "McNemar's p 1.7e-18" in worse.reasons[0]
     assert judge(better, policy, report, NOW).outcome == "pass"
+
+
+def test_the_champion_s_own_weights_are_no_worse_on_however_few_samples(report):
+    policy = Policy(floor=0.0, clean_floor=0.0, min_samples=1, tolerance=0.001, clean_budget=0.001)
+    assert judge(report, policy, report, NOW).outcome == "cannot tell"  # 500 samples do not exclude a loss of 0.1 %
+    known = report.model_copy(update={"weights_digest": "a" * 16, "model_code": "b" * 16})
+    assert judge(known, policy, known, NOW).outcome == "pass"
+    for other in ({"weights_digest": "c" * 16}, {"model_code": "c" * 16}):
+        assert judge(known.model_copy(update=other), policy, known, NOW).outcome == "cannot tell"
+    held = known.threats[0].held()
+    lost = standing(known, flipped(held, held.nonzero()[0][:1]))
+    assert judge(lost, policy, known, NOW).outcome != "pass"
+
+
+def test_a_pass_answers_all_that_the_champion_passed_under(report):
+    policy = Policy(floor=0.5)
+    asked = Asked.of([report])
+    assert asked.threats == (LINF, L2)
+
+    def outcome(passed: Asked, policy: Policy = policy, report: RobustnessReport = report) -> tuple[str, str]:
+        verdict = judge(report, policy, report, NOW, passed=passed)
+        return verdict.outcome, verdict.reasons[0]
+
+    assert outcome(asked)[0] == "pass"
+    assert outcome(Asked(threats=(ThreatModel(norm="linf", eps=0.05),)))[0] == "pass"
+    for wider in (ThreatModel(norm="linf", eps=0.2), ThreatModel(norm="l1", eps=0.1)):
+        said = f"the champion has passed under {wider}, which was not asked here"
+        found, reason = outcome(Asked(threats=(LINF, wider)))
+        assert found == "cannot tell"
+        assert said in reason
+        assert outcome(Asked(threats=(LINF, wider)), Policy(floor=0.5, may_ask_less=True))[0] == "pass"
+    assert outcome(Asked(critical_pairs=((1, 0),)))[0] == "cannot tell"
+    assert outcome(Asked(critical_pairs=((0, 1),)))[0] == "pass"  # which the report holds
+    assert "run 7f says, which cannot be read" in outcome(Asked(unreadable="run 7f"))[1]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,97 @@
+"""What a config gets wrong is told before anything runs."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.__main__ import main
+from flows.beforehand import check_fit, check_parts
+from flows.plans import plan_of
+from flows.recipes import RECIPES, configured, two_kinds
+from tasks.data import Data, describe, load
+from tasks.errors import WrongInput
+from tasks.track import client, names
+
+MASK = f"evaluation.threats=[{{norm: linf, eps: 0.1, mask: [{', '.join(['true'] * 7)}]}}]"
+WRONG = [
+    ("dataset=two-kind", "dataset: unknown dataset 'two-kind'. Did you mean 'two-kinds'?"),
+    ("dataset=nowhere.csv", "dataset: dataset file 'nowhere.csv' does not exist"),
+    ("dataset=no/where", "dataset: dataset path 'no/where' does not exist"),
+    ("training.model=two-kind-mlp", "training.model: unknown model 'two-kind-mlp'. Did you mean 'two-kinds-mlp'?"),
+    ("training.model=nowhere:net", "training.model: model 'nowhere:net': there is no module 'nowhere'"),
+    ("hardening.model=nowhere:net", "hardening.model: model 'nowhere:net': there is no module 'nowhere'"),
+    ("training.defence=plane", "training.defence: unknown defence 'plane'. Did you mean 'plain'?"),
+    ("hardening.defence=adversary", "hardening.defence: unknown defence 'adversary'. Did you mean 'adversarial'?"),
+    ("evaluation.suite=quik", "evaluation: unknown suite 'quik'. Did you mean 'quick'?"),
+    ("evaluation.attacks=[{name: squared}]", "evaluation: unknown attack 'squared'. Did you mean 'square'?"),
+    ("policy.floors={linf_0.2: 0.5}", "policy.floors: linf_0.2 is not measured. Write one of: linf_0.1."),
+]
+UNFIT = [
+    ("evaluation.critical_pairs=[[0, 2]]", "critical_pairs names class 2, but the model knows 2 classes"),
+    (MASK, "mask or scale has 7 entries, a sample 201 features"),
+    ("evaluation.threats=[{norm: linf, eps: 0.1, bounds: [0.4, 0.6]}]", "but the threat model's bounds are 0.4..0.6"),
+    ("training.model=phishing-mlp", "model 'phishing-mlp' fails on x"),
+    ("hardening.model=phishing-mlp", "model 'phishing-mlp' fails on x"),
+]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return describe("two-kinds", load("two-kinds"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_have_nothing_to_complain_of(name):
+    check_parts(RECIPES[name]())
+
+
+def test_what_fits_is_let_through(data):
+    check_fit(two_kinds(), data)
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG)
+def test_a_name_that_means_nothing_is_told(change, said):
+    with pytest.raises(WrongInput) as refused:
+        check_parts(configured("two-kinds", (change,)))
+    assert said in str(refused.value)
+
+
+def test_every_wrong_name_has_its_line():
+    wrong = configured("two-kinds", tuple(change for change, _ in WRONG[3::2]))
+    with pytest.raises(WrongInput) as refused:
+        check_parts(wrong)
+    assert len(str(refused.value).splitlines()) == len(WRONG[3::2])
+
+
+@pytest.mark.parametrize(("change", "said"), UNFIT)
+def test_a_config_that_does_not_fit_the_data_is_told(change, said, data):
+    with pytest.raises(WrongInput) as refused:
+        check_fit(configured("two-kinds", (change,)), data)
+    assert said in str(refused.value)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("change", "said", "begun"),
+    [("hardening.defence=nosuch", "hardening.defence: unknown defence", 0), (*UNFIT[0], 1)],
+    ids=["a part", "the data"],
+)
+def test_a_run_ends_before_anything_is_trained(prefect_server, home: Path, monkeypatch, capsys, change, said, begun):
+    monkeypatch.setattr("sys.argv", ["redoubt", "run", "two-kinds", "--set", change])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 3
+    assert said in capsys.readouterr().err
+    assert plan_of("two-kinds") is None
+    experiment = client().get_experiment_by_name("two-kinds")
+    runs = client().search_runs([experiment.experiment_id]) if experiment else []
+    assert [run.info.status for run in runs] == ["FAILED"] * begun  # and no stage below it
+
+
+def test_a_plan_of_parts_that_nobody_knows_is_not_adopted(home, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["redoubt", "adopt", "m", "--like", "digits", "--set", "hardening.defence=nosuch"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 3
+    assert "hardening.defence: unknown defence 'nosuch'" in capsys.readouterr().err
+    assert names() == ()
