@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 from tasks.data.digits import digits
 from tasks.data.idx import mnist
 from tasks.data.synthetic import two_kinds_of_feature
-from tasks.data.table import phishing, read_table
+from tasks.data.table import phishing, read_labels, read_table
 from tasks.errors import DataMissing, EvidenceBroken, WrongInput
 from tasks.lookup import lookup
 
@@ -40,6 +40,7 @@ class Data(BaseModel, frozen=True, extra="forbid"):
     shape: tuple[int, ...] = Field(description="of one sample")
     classes: int
     sizes: dict[str, int] = Field(description="samples per split")
+    labels: tuple[str, ...] = Field((), description="what the classes are called; empty where the dataset does not say")
 
 
 def load(name: str) -> dict[Split, Pair]:
@@ -61,19 +62,36 @@ def load_split(data: Data, split: str) -> Pair:
 
 
 def describe(name: str, splits: dict[Split, Pair]) -> Data:
-    """Digest, shape, classes and sizes of loaded splits."""
+    """Digest, shape, classes and sizes of loaded splits. Raises WrongInput for labels that are not one per class."""
     digest = hashlib.sha256()
     for split in SPLITS:
         for tensor in splits[split]:
             digest.update(f"{split}{tensor.dtype}{list(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().data)
+    classes = int(splits["train"][1].max()) + 1
     return Data(
         name=name,
         digest=digest.hexdigest()[:16],
         shape=tuple(splits["train"][0].shape[1:]),
-        classes=int(splits["train"][1].max()) + 1,
+        classes=classes,
+        labels=_labels(name, classes),
         sizes={split: len(splits[split][1]) for split in SPLITS},
     )
+
+
+def _labels(name: str, classes: int) -> tuple[str, ...]:
+    """What the dataset calls its classes: a CSV by its column, a function by its attribute `labels`."""
+    try:
+        function = dataset_named(name)
+    except WrongInput:  # whoever describes tensors of no dataset that we know
+        return ()
+    read = isinstance(function, partial) and function.func is read_table
+    labels = read_labels(function.keywords["path"]) if read else tuple(map(str, getattr(function, "labels", ())))  # type: ignore[attr-defined]
+    if labels in ((), tuple(map(str, range(classes)))):
+        return ()
+    if len(labels) != classes:
+        raise WrongInput(f"dataset {name!r} has {len(labels)} labels for {classes} classes. Write one for each class.")
+    return labels
 
 
 def dataset_named(name: str) -> DatasetFunction:

@@ -53,6 +53,11 @@ def read_table(split: str, *, path: str | Path, label: str = "Class") -> tuple[T
     return torch.from_numpy(scaled[rows].astype(np.float32)), torch.from_numpy(y[rows].astype(np.int64))
 
 
+def read_labels(path: str | Path, label: str = "Class") -> tuple[str, ...]:
+    """What the classes of a CSV are called, in the order of their numbers. Raises DataMissing."""
+    return tuple(str(value) for value in np.unique(_read(Path(path))[label].to_numpy()))
+
+
 def _read(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_csv(path, skipinitialspace=True)

@@ -161,6 +161,24 @@ def test_datasets_of_one_s_own_are_taken_as_they_come(name, n):
     assert y.dtype == torch.int64
 
 
+def test_what_classes_are_called_comes_from_the_column_or_the_function(table, tmp_path, monkeypatch):
+    frame = pd.read_csv(table)
+    frame[" Class "] = frame[" Class "].map({0: "malignant", 1: "benign"})
+    frame.to_csv(tmp_path / "named.csv", index=False)
+    named = str(tmp_path / "named.csv")
+    found = describe(named, load(named))
+    assert found.labels == ("benign", "malignant")
+    _, y = load(named)["train"]
+    assert y.float().mean() < 0.5  # most tumours are benign, which comes first
+    assert describe(str(table), load(str(table))).labels == ()  # they are called by their numbers
+    monkeypatch.setattr(as_torch_dataset, "labels", ("no", "yes"), raising=False)
+    own = f"{__name__}:as_torch_dataset"
+    assert describe(own, load(own)).labels == ("no", "yes")
+    monkeypatch.setattr(as_torch_dataset, "labels", ("no",), raising=False)
+    with pytest.raises(WrongInput, match="1 labels for 2 classes"):
+        describe(own, load(own))
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("empty", "one at least"), ("uneven", "same number"), ("integers", "Scale it"), ("nothing", "Return a pair")],

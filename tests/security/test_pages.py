@@ -33,6 +33,7 @@ EVILS = (
 )
 EVIL = "".join(EVILS)
 NOW = datetime(2026, 4, 1, tzinfo=UTC)
+LABELS = tuple(f"<img src=x onerror=alert({i})>" for i in range(10))
 
 
 class Page(HTMLParser):
@@ -93,7 +94,7 @@ def story() -> Story:
         build("digits-cnn"), x[:40], y[:40], EvaluationConfig(threats=(threat,), suite="quick"), stage=EVILS[0]
     )
     chapter = Chapter(stage=EVILS[0], run_id="r", version=1, report=report, verdict=judge(report, policy))
-    data = describe("digits", splits).model_copy(update={"name": EVIL})
+    data = describe("digits", splits).model_copy(update={"name": EVIL, "labels": LABELS})
     return Story(name=EVIL, run_id="r", data=data, policy=policy, chapters=(chapter,), version=1)
 
 
@@ -109,6 +110,14 @@ def pages(story) -> dict[str, str]:
             {"dataset": EVIL, "digest": EVIL, "samples": 1, "success": False, "checks": [row]}
         ),
     }
+
+
+def test_what_a_class_is_called_stands_in_the_report_as_text(pages):
+    page = Page(pages["report"])
+    text = "".join(page.words)
+    assert f"3 ({LABELS[3]})" in text  # of the class table and of the pictures
+    assert f"8 ({LABELS[8]})" in text
+    assert ("src", "x") not in page.attributes
 
 
 KINDS = ("report", "posture", "compare", "validation")
