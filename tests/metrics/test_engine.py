@@ -19,7 +19,7 @@ from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance, inside
 from tasks.data import digits
 from tasks.defences import adversarial, plain
-from tasks.metrics import EvaluationConfig, Outcomes, evaluate, measure
+from tasks.metrics import EvaluationConfig, Outcomes, evaluate, isolation, measure
 from tasks.metrics.cell import BLOCK, attack_cell
 from tasks.metrics.curve import security_curve
 from tasks.metrics.isolation import untouched
@@ -75,6 +75,12 @@ def cold(hardened) -> Outcomes:
 def shown(count: int) -> tuple[Tensor, Tensor]:
     x, y = digits("test")
     return x[:count], y[:count]
+
+
+def few(split: str, classes: int) -> tuple[Tensor, Tensor]:
+    """The digits below that number."""
+    x, y = digits(split)
+    return x[y < classes], y[y < classes]
 
 
 def linear(classes: int, features: int = FEATURES) -> nn.Linear:
@@ -141,6 +147,25 @@ def test_standard_leaves_no_more_standing_than_autoattack(hardened, reference, t
         assert (~found.fooled[:150]).sum() <= oracle, f"seed {seed}"
 
 
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+@pytest.mark.parametrize("classes", [2, 3])
+def test_with_few_classes_standard_leaves_no_more_standing_than_autoattack(reference, classes, threat):
+    (x, y), (xs, ys), (xt, yt) = (few(split, classes) for split in ("train", "select", "test"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = mlp(64, classes)
+    config = TrainingConfig(model="its", threat=LINF, epochs=12, lr=5e-3, device="cpu", precision="fp32")
+    fit(model, (x, y), (xs, ys), plain, config)
+    x, y = xt[:80], yt[:80]
+    threat = threat.model_copy(update={"eps": 1.2 * threat.eps})
+    oracle = reference(model.requires_grad_(False), x, y, threat)
+    assert 5 < oracle < 75
+    for seed in range(3):
+        found = measure(model, x, y, threat=threat, seed=seed)
+        assert_honest(model, x, y, found)
+        assert (~found.fooled).sum() <= oracle, f"seed {seed}"
+
+
 @pytest.mark.parametrize(
     "masked",
     [lambda m: Through(m, after=lambda z: 2000 * z), lambda m: Through(m, before=lambda x: (4 * x).round() / 4)],
@@ -182,6 +207,36 @@ def test_cells_in_any_order_and_process_come_to_the_same_bits(hardened):
 
 
 # Precision and shapes
+
+
+def wide(apart: float = 1.0) -> nn.Module:
+    """Four million weights. What the two classes weigh is nearly the same where they are little apart."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        last = nn.Linear(2048, 2)
+        layers = [nn.Flatten(), nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), last]
+        model = nn.Sequential(*layers).requires_grad_(False)
+        last.weight[1] = last.weight[0] + apart * 0.02 * torch.randn(2048)
+        last.bias.zero_()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "fast", "pays"),
+    [
+        (lambda: wide(), torch.float32, True, True),
+        (lambda: wide(), torch.float32, False, False),  # hardware that is slow at it
+        (lambda: wide(), torch.float64, True, False),
+        (lambda: digits_cnn(), torch.float32, True, False),  # too small to be bound by arithmetic
+        (lambda: wide(apart=1e-4), torch.float32, True, False),  # its answers become others
+    ],
+    ids=["wide", "slow", "double", "small", "other answers"],
+)
+def test_the_search_is_in_bf16_where_arithmetic_counts_and_answers_stay(monkeypatch, model, dtype, fast, pays):
+    monkeypatch.setattr(isolation, "_fast_bf16", lambda device: fast)
+    net, x = model().to(dtype).eval(), shown(64)[0].to(dtype)
+    with untouched(net) as meter:
+        assert isolation.pays_in_bf16(meter, x) is pays
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
