@@ -35,6 +35,8 @@ def main() -> NoReturn:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
+    except click.exceptions.NoArgsIsHelpError as asked:
+        click.echo(asked.format_message())
     except click.UsageError as error:
         _fail(error.format_message(), WRONG_INPUT)
     except WrongInput as error:

@@ -135,7 +135,9 @@ def _done(config: "EvaluateConfig") -> dict[str, Any] | None:
 @click.option("--dataset", required=True, help="As in a config: a name, 'package.module:function', a CSV, a folder.")
 @click.option("--norm", default="linf", show_default=True, help="Of the threat model.")
 @click.option("--eps", help="Its radius: 0.03 or 8/255. Unbounded needs none.")
-@click.option("--floor", default=0.5, show_default=True, help="Robust accuracy that is asked for.")
+@click.option(
+    "--floor", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Robust accuracy that is asked for."
+)
 @click.option("--suite", default="standard", show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(

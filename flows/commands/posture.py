@@ -72,6 +72,8 @@ def compare(name: str, first: str, second: str, html: bool, as_json: bool) -> No
 @click.option("--bom", is_flag=True, help="Print the bill of materials (CycloneDX JSON).")
 def report(name: str, card: bool, bom: bool) -> None:
     """Show the newest report on NAME, or on NAME@ALIAS: verdict, numbers, and the path of the page."""
+    if card and bom:
+        raise click.UsageError("--card and --bom are two files. Ask for one of them.")
     _settled()
     from tasks.posture.console import plain
     from tasks.posture.history import History

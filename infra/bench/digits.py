@@ -99,7 +99,7 @@ def main() -> None:
     for name in sorted(warm_by, key=lambda n: -warm_by[n]):
         print(f"{name:32}{cold_by.get(name, 0):14.1f}{warm_by[name]:14.1f}")
     rest = [sum(s for name, s in by.items() if name not in (*HEAVY, "tensor code")) for by in (cold_by, warm_by)]
-    print(f"{'all but torch and GX':32}{rest[0]:14.1f}{rest[1]:14.1f}")
+    print(f"{'all but torch, tensor code and GX':34}{rest[0]:14.1f}{rest[1]:14.1f}")
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "flows", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     print(f"\nredoubt --help: {time.perf_counter() - started:.2f} s")

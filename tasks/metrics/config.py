@@ -17,7 +17,9 @@ ClassNumber = Annotated[int, Field(ge=0)]
 class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     """Which attacks run, under which threat models, on how many samples."""
 
-    threats: tuple[ThreatModel, ...] = Field(min_length=1, description="each is measured and judged by itself")
+    threats: tuple[ThreatModel, ...] = Field(
+        json_schema_extra={"minItems": 1}, description="each is measured and judged by itself"
+    )
     suite: str = Field("standard", description="a named list of attacks: quick, standard or deep")
     attacks: tuple[AttackConfig, ...] = Field((), description="attacks of your own, run after the suite's")
     samples: int | None = Field(None, ge=1, description="how many samples of the split; all if empty")
@@ -43,6 +45,8 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     @field_validator("threats")
     @classmethod
     def _each_once(cls, threats: tuple[ThreatModel, ...]) -> tuple[ThreatModel, ...]:
+        if not threats:  # min_length would complain of a wrong entry once more
+            raise ValueError("nothing to measure. Write one threat model at least, e.g. [{norm: linf, eps: 8/255}].")
         names = [threat.name for threat in threats]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:

@@ -48,6 +48,13 @@ def test_recipes_are_listed_with_a_line_each(monkeypatch, capsys):
         (["config", "digist"], "Did you mean 'digits'"),
         (["config", "digits", "--set", "policy.flor=1"], "unknown key 'policy.flor'. Did you mean 'floor'"),
         (["config", "digits", "--set", "evaluation.threats.0.eps=8"], "eps='8/255'"),
+        (["config", "digits", "--set", "evaluation.threats=[]"], "nothing to measure. Write one threat model at least"),
+        (
+            ["config", "two-kinds", "--set", "evaluation.threats=[{eps: 0.1}, {eps: 0.1}]"],
+            "linf_0.1 stands there twice",
+        ),
+        (["report", "digits", "--card", "--bom"], "Ask for one of them"),
+        (["check", "m", "--dataset", "digits", "--floor", "2"], "not in the range 0<=x<=1"),
         (["config", "digits", "--set", "policy.floor"], "write KEY=VALUE"),
         (["config", "digits", "--set", "name=a/b"], "name:"),
         (["config", "digits", "--set", "evaluation.threats.7.eps=0.1"], "evaluation.threats holds 2 entries"),
@@ -60,6 +67,16 @@ def test_recipes_are_listed_with_a_line_each(monkeypatch, capsys):
 def test_wrong_input_ends_with_3_and_says_what_to_write(words, hint, monkeypatch, capsys):
     assert call(monkeypatch, *words) == 3
     assert hint in capsys.readouterr().err
+
+
+def test_no_words_at_all_show_the_help(monkeypatch, capsys):
+    assert call(monkeypatch) == 0
+    assert "Redoubt doubts your models again." in capsys.readouterr().out
+
+
+def test_one_wrong_threat_model_is_one_complaint(monkeypatch, capsys):
+    assert call(monkeypatch, "config", "digits", "--set", "evaluation.threats=[{norm: linf, eps: 8}]") == 3
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_a_yaml_file_that_is_none_is_named(tmp_path, monkeypatch, capsys):
