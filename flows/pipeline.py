@@ -13,7 +13,7 @@ from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.evidence import Chapter, Story
 from tasks.models import StoredModel
 from tasks.parts import named
-from tasks.promote import promote
+from tasks.promote import enter, promote
 from tasks.publish import publish
 from tasks.record import record
 from tasks.redact import veiled
@@ -55,17 +55,28 @@ def posture_pipeline(config: PipelineConfig) -> Story:
 def examine(
     model: StoredModel, data: Data, config: PipelineConfig, champion: Champion | None, *, run_id: str
 ) -> Chapter:
-    """Attack a model on test, once; decide; register it, promote it if it passes, and record what was found."""
+    """Attack a model on test, once; decide; register it, record what was found, and promote it if it passes."""
     report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id, name=config.name)
     found, best = whole(report), whole(champion)
     tags = whole(model_facts(config.name)[1])
     replays = replay_examples(config.name, tags, model, data, found, run_id=run_id)
     verdict = decide(model, found, config.policy, champion=best, replays=replays, name=config.name, data=data)
-    version = promote(config.name, model, found, verdict)
-    asked = config.as_evaluation(version).model_dump(mode="json")
+    version = enter(config.name, model, found, verdict)
+    asked, passed = config.as_evaluation(version).model_dump(mode="json"), verdict.outcome == "pass"
     evidence = record(
-        config.name, version, model, data, found, verdict, asked, replays=replays, champion=best, run_id=run_id
+        config.name,
+        version,
+        model,
+        data,
+        found,
+        verdict,
+        asked,
+        replays=replays,
+        champion=best,
+        crowning=passed,
+        run_id=run_id,
     )
+    promote(config.name, version, model, found, verdict)
     return Chapter(
         stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict, evidence=evidence
     )

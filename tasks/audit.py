@@ -14,21 +14,24 @@ from tasks.posture import Record
 from tasks.posture.appendix import APPENDIX, parse_appendix
 from tasks.posture.evidence import FILE, Evidence, digest, parse, to_bytes
 from tasks.posture.signing import verified
-from tasks.posture.standing import decisions, departures
+from tasks.posture.standing import decisions, departures, facts_of
 from tasks.prove import SIGNATURE, SIGNED
-from tasks.recall import known_of
+from tasks.recall import Known, known_of
 from tasks.redact import told
 from tasks.replay import CORPUS, corpora_of
 from tasks.results import PAGE, REPORT
 from tasks.track import (
     APPENDIX_OF,
+    EVIDENCE,
     EVIDENCE_OF,
     MODEL_FILES,
     PAGE_OF,
     STORED,
+    WRITING,
     Version,
     artifacts,
     environment,
+    finished,
     load_bytes,
     load_stored,
     model_artifacts,
@@ -144,22 +147,25 @@ def of_metrics(evidence: Evidence) -> list[str]:
     ]
 
 
-def of_appendices(version: Version, evidence: Evidence, public_key: Path | None) -> list[str]:
-    """Whether card, bill and page, which tell of the evidence, are those that were written with it."""
+def of_appendices(version: Version, evidence: Evidence, public_key: Path | None, notes: list[str]) -> list[str]:
+    """Whether card, bill and page, which tell of the evidence, are those that were written with it.
+
+    What a run that was stopped did not come to write is noted.
+    """
     if not evidence.complete:
         return []  # from before there were appendices
     sha = digest(to_bytes(evidence))
     signed = public_key is not None and SIGNATURE in artifacts(evidence.run_id)
     key = public_key if signed else None
-    wrong = _of_appendix(evidence.run_id, version.tags.get(f"{APPENDIX_OF}{sha[:16]}", ""), sha, key)
+    wrong = _of_appendix(evidence.run_id, version.tags.get(f"{APPENDIX_OF}{sha[:16]}", ""), sha, key, notes)
     run_id, _, expected = version.tags.get(f"{PAGE_OF}{sha[:16]}", "").partition(":")
     parent = parent_of(evidence.run_id)
     if run_id or (parent and PAGE in artifacts(parent)):
-        wrong += _of_appendix(run_id or parent, expected, sha, key)
+        wrong += _of_appendix(run_id or parent, expected, sha, key, notes)
     return wrong
 
 
-def _of_appendix(run_id: str, expected: str, evidence: str, public_key: Path | None) -> list[str]:
+def _of_appendix(run_id: str, expected: str, evidence: str, public_key: Path | None, notes: list[str]) -> list[str]:
     try:
         raw = load_bytes(f"runs:/{run_id}/{APPENDIX}")
         if digest(raw) != expected:
@@ -169,29 +175,63 @@ def _of_appendix(run_id: str, expected: str, evidence: str, public_key: Path | N
             return [f"run {run_id}: {APPENDIX} does not tell of evidence {evidence}."]
         if public_key is not None:
             verified(raw, load_bytes(f"runs:/{run_id}/{APPENDIX}{SIGNED}"), public_key)
-        there = {path: digest(load_bytes(f"runs:/{run_id}/{path}")) for path in found.artifacts}
+        missing = found.artifacts.keys() - set(artifacts(run_id))
+        stopped = missing if missing and not finished(run_id) else set()
+        there = {path: digest(load_bytes(f"runs:/{run_id}/{path}")) for path in found.artifacts.keys() - stopped}
     except Exception as error:  # each store raises its own
         return [f"run {run_id}: {APPENDIX} or what it names does not hold: {told(error)}"]
+    if stopped:
+        notes.append(f"run {run_id} was stopped before it wrote {', '.join(sorted(stopped))}")
     return [
-        f"run {run_id}: {path} hashes to {there[path]}, {APPENDIX} says {said}: the file was changed."
-        for path, said in found.artifacts.items()
-        if there[path] != said
+        f"run {run_id}: {path} hashes to {sha}, {APPENDIX} says {found.artifacts[path]}: the file was changed."
+        for path, sha in sorted(there.items())
+        if sha != found.artifacts[path]
     ]
 
 
-def of_model(name: str, evidence: Evidence) -> tuple[list[str], list[str]]:
-    """What the model's tags say of findings and stored examples that its newest evidence does not; and notes."""
+def of_model(name: str, evidence: Evidence, public_key: Path | None = None) -> tuple[list[str], list[str]]:
+    """What the model's tags say of findings and stored examples that its newest evidence does not; and notes.
+
+    Where an evaluation was stopped as it wrote them, each may also be as the evidence says that it was about to record.
+    """
     known = known_of(name)
     try:
         ledger = known.findings
     except EvidenceBroken as broken:
         return [str(broken)], []
-    wrong, corpora = list(departures(evidence.ledger, ledger)), corpora_of(known)
-    for tag in sorted({*evidence.corpora, *corpora}):
-        if evidence.corpora.get(tag) != corpora.get(tag):
-            how = "was changed" if tag in corpora else "is gone"
+    facts, corpora, there = dict(evidence.ledger), dict(evidence.corpora), corpora_of(known)
+    stopped, notes = _stopped(known, evidence, public_key), list[str]()
+    if stopped is not None:
+        notes.append(f"an evaluation was stopped as it wrote (run {stopped.run_id}); measure again what it measured")
+        facts |= {one.id: stopped.ledger[one.id] for one in ledger if stopped.ledger.get(one.id) == facts_of(one)}
+        corpora |= {tag: sha for tag, sha in there.items() if stopped.corpora.get(tag) == sha}
+    wrong = list(departures(facts, ledger))
+    for tag in sorted({*corpora, *there}):
+        if corpora.get(tag) != there.get(tag):
+            how = "was changed" if tag in there else "is gone"
             wrong.append(f"the tag {CORPUS}{tag} on stored examples {how} since the newest evidence was written.")
-    return wrong, list(decisions(evidence.ledger, ledger))
+    return wrong, [*notes, *decisions(facts, ledger)]
+
+
+def _stopped(known: Known, newest: Evidence, public_key: Path | None) -> Evidence | None:
+    """The evidence that an evaluation was about to record when it was stopped; None where none was.
+
+    It is newer than what was recorded, follows what its version bears now, and is signed where a key is asked for.
+    """
+    run_id, _, sha = known.tags.get(WRITING, "").partition(":")
+    if not sha:
+        return None
+    try:
+        raw = load_bytes(f"runs:/{run_id}/{FILE}")
+        evidence = parse(raw)
+        if public_key is not None:
+            verified(raw, load_bytes(f"runs:/{run_id}/{SIGNATURE}"), public_key)
+    except Exception as error:  # each store raises its own; whatever cannot be read vouches for nothing
+        logging.getLogger("redoubt").warning("run %s was being recorded and cannot be read: %s", run_id, told(error))
+        return None
+    heads = {version.number: version.tags.get(EVIDENCE, "") for version in known.versions}
+    follows = heads.get(evidence.version or 0) == evidence.previous and evidence.moment > newest.moment
+    return evidence if digest(raw) == sha and evidence.run_id == run_id and follows else None
 
 
 def of_time(evidence: Evidence) -> list[str]:

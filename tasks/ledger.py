@@ -120,13 +120,16 @@ def _nearest(arrays: Mapping[str, np.ndarray], norm: str) -> dict[str, np.ndarra
     return {name: array[few] for name, array in arrays.items()}
 
 
-def write_findings(name: str, findings: Sequence[Finding], known: Sequence[Finding] = ()) -> dict[str, str]:
-    """Keep the findings as tags of the registered model, but for those that are known to be there; what was written."""
+def finding_tags(findings: Sequence[Finding], known: Sequence[Finding] = ()) -> dict[str, str]:
+    """The findings as tags of the registered model, but for those that are known to be there."""
     there = {finding.id: finding for finding in known}
     changed = [finding for finding in findings if finding != there.get(finding.id)]
-    tags = {f"{FINDING}{finding.id}": finding.model_dump_json() for finding in changed}
-    tag_model(name, tags)
-    return tags
+    return {f"{FINDING}{finding.id}": finding.model_dump_json() for finding in changed}
+
+
+def write_findings(name: str, findings: Sequence[Finding], known: Sequence[Finding] = ()) -> None:
+    """Keep the findings with the registered model, but for those that are known to be there."""
+    tag_model(name, finding_tags(findings, known))
 
 
 def finding_of(known: "Known", wanted: str) -> Finding:

@@ -15,16 +15,27 @@ from tasks.recall import known_of
 from tasks.record import version_tags
 from tasks.redact import veiled
 from tasks.reserve import reserved
-from tasks.track import CROWNED, aliases, register, set_alias, tag_version
+from tasks.track import CROWNED, TRAINED_ON, aliases, register, set_alias, tag_version
 from tasks.verdicts import Verdict
+
+
+@task(name="enter", task_run_name="enter-{model.stage}", cache_policy=NO_CACHE)
+@veiled
+def enter(name: str, model: StoredModel, report: RobustnessReport, verdict: Verdict) -> int:
+    """The version that the model became, with its verdict and numbers. No alias moves before its evidence stands.
+
+    It was trained on the data of the report, which its card says.
+    """
+    trained_on = f"{report.data}, split train, digest {report.data_digest}"
+    with reserved(name):
+        return register(name, model, version_tags(report, verdict) | {TRAINED_ON: trained_on})
 
 
 @task(name="promote", task_run_name="promote-{model.stage}", cache_policy=NO_CACHE)
 @veiled
-def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Verdict) -> int:
-    """The version that the model became. On pass it is champion and the one before is `previous`; else challenger."""
+def promote(name: str, number: int, model: StoredModel, report: RobustnessReport, verdict: Verdict) -> None:
+    """On pass the version is champion and the one before is `previous`; else it is challenger."""
     with reserved(name):
-        number = register(name, model, version_tags(report, verdict))
         if verdict.outcome == "pass":
             move_champion(name, number, model.run_id)
         else:
@@ -35,7 +46,6 @@ def promote(name: str, model: StoredModel, report: RobustnessReport, verdict: Ve
         logging.getLogger("redoubt").warning(
             f"{told}; measure it: redoubt reattack %s --suite standard", number, name, suite, name
         )
-    return number
 
 
 @task(name="crown", cache_policy=NO_CACHE)

@@ -87,7 +87,7 @@ def prove(
         artifacts=_files(name, version, model),
         corpus={replay.threat.name: replay.corpus for replay in replays},
         previous=previous,
-        written_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        written_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
         champion=ChampionFacts(**champion.facts) if champion else None,
         recalled=report.recalled,
         ledger=dict(ledger or {}),
@@ -98,9 +98,9 @@ def prove(
     return evidence, digest(raw)
 
 
-def append(run_id: str, evidence: Sequence[str], paths: Sequence[str]) -> str:
-    """The SHA-256 of a new appendix in the run: digests of files there that tell of the evidence. Signed likewise."""
-    artifacts = {path: digest(load_bytes(f"runs:/{run_id}/{path}")) for path in paths}
+def append(run_id: str, evidence: Sequence[str], files: Mapping[str, bytes]) -> str:
+    """The SHA-256 of a new appendix in the run: digests of its files that tell of the evidence. Signed likewise."""
+    artifacts = {path: digest(raw) for path, raw in files.items()}
     raw = Appendix(run_id=run_id, evidence=tuple(evidence), artifacts=artifacts).to_bytes()
     _keep(run_id, raw, APPENDIX)
     return digest(raw)

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.announce import announce
 from tasks.data import Data
-from tasks.ledger import advanced, observed, with_reproducers, write_findings
+from tasks.ledger import advanced, finding_tags, observed, with_reproducers
 from tasks.metrics import RobustnessReport, ThreatReport
 from tasks.metrics.code import engine_code
 from tasks.metrics.corpus import Corpus
@@ -36,6 +36,9 @@ from tasks.track import (
     EVIDENCE,
     EVIDENCE_OF,
     RECORD,
+    TRAINED_ON,
+    WRITING,
+    WRITTEN,
     as_json,
     environment,
     log_dict,
@@ -63,12 +66,14 @@ def record(
     *,
     replays: Sequence[ReplayReport] = (),
     champion: Champion | None = None,
+    crowning: bool = False,
     run_id: str,
 ) -> str:
     """The SHA-256 of the evidence on this verdict, which ties together all that is kept of it.
 
     asked is the config of the evaluation. A registered version gets its record and its evidence as tags, its findings
     go to the ledger, and what fooled it to the corpus. What is not registered keeps all of it in its run alone.
+    crowning: it becomes champion next, which closes what it has mended.
     """
     with timed(run_id, f"record/{model.stage}"):
         log_dict(model.run_id, dict(asked), ASKED)
@@ -79,7 +84,7 @@ def record(
             set_tags(model.run_id, {"redoubt.model": name, "redoubt.evidence": sha})
             return sha
         with reserved(name):  # what others add meanwhile must not be lost
-            sha, reasons = _recorded(name, version, model, data, report, verdict, asked, replays, champion)
+            sha, reasons = _recorded(name, version, model, data, report, verdict, asked, replays, champion, crowning)
         if reasons:
             announce("posture.regressed", name, version=version, run_id=run_id, reasons=reasons)
         return sha
@@ -95,6 +100,7 @@ def _recorded(
     asked: Mapping[str, Any],
     replays: Sequence[ReplayReport],
     champion: Champion | None,
+    crowning: bool,
 ) -> tuple[str, tuple[str, ...]]:
     """Read what is kept of the model, add what was found, write it back.
 
@@ -102,9 +108,10 @@ def _recorded(
     """
     policy, before = Policy.model_validate(asked["policy"]), known_of(name)
     ledger = _ledger(before, version, model, data, report, verdict, policy, replays)
-    written = write_findings(name, ledger, before.findings)
-    written |= _grow_corpus(before, version, model, data, report)
-    known = replace(before, tags={**before.tags, **written})  # nobody else writes while it is reserved
+    if crowning or before.aliases.get("champion") == version:
+        ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
+    to_write = finding_tags(ledger, before.findings) | _grown_corpus(before, version, model, data, report)
+    known = replace(before, tags={**before.tags, **to_write})  # nobody else writes while it is reserved
     evidence, sha = prove(
         name,
         version,
@@ -120,17 +127,23 @@ def _recorded(
         corpora=corpora_of(known),
     )
     kept = _record(name, version, model, report, verdict, policy, replays, sha)
-    card, bom = model_card(kept, evidence, ledger, coverage([kept])), ml_bom(kept, evidence, evidence.environment)
-    log_files(model.run_id, {CARD: card.encode(), BOM: as_json(bom)})
+    trained_on = before.version(version).tags.get(TRAINED_ON, "")
+    card = model_card(kept, evidence, ledger, coverage([kept]), trained_on=trained_on)
+    bom = ml_bom(kept, evidence, evidence.environment)
+    beside = {CARD: card.encode(), BOM: as_json(bom)}
+    log_files(model.run_id, beside)
     # In this order: a kill in between leaves a version that verifies, and that the same command records.
-    appendix, there = append(model.run_id, (sha,), (CARD, BOM)), before.version(version).tags
+    appendix, there = append(model.run_id, (sha,), beside), before.version(version).tags
+    tag_model(name, {WRITING: f"{model.run_id}:{sha}"})
+    tag_model(name, to_write)
     tag_version(name, version, {f"{EVIDENCE_OF}{sha[:16]}": model.run_id})
     told = version_tags(report, verdict) | {f"{APPENDIX_OF}{sha[:16]}": appendix}
     tag_abreast(name, version, {key: value for key, value in told.items() if there.get(key) != value})
     tag_version(name, version, {EVIDENCE: sha, f"{RECORD}{kept.key}": kept.model_dump_json()})
     on_run = {"redoubt.model": name, "redoubt.version": str(version), "redoubt.key": kept.key}
-    on_run["redoubt.evidence"] = sha  # last: evidence on a run must be in a chain
+    on_run["redoubt.evidence"] = sha  # evidence on a run must be in a chain
     log_metrics(model.run_id, ledger_metrics(ledger, datetime.now(UTC)), tags=on_run)
+    tag_model(name, {WRITING: WRITTEN})
     return sha, lost(before.version(version).records(), kept, before.findings, ledger)
 
 
@@ -159,16 +172,13 @@ def _ledger(
     """The ledger after this evaluation."""
     name = known.name
     seen = with_reproducers(observed(name, version, model.run_id, data, report, verdict, policy, replays), report)
-    ledger = advanced(known.findings, seen)
-    if known.aliases.get("champion") == version:
-        ledger = [crowned(finding, version, report.measured_at) for finding in ledger]
-    return ledger
+    return advanced(known.findings, seen)
 
 
-def _grow_corpus(
+def _grown_corpus(
     known: Known, version: int, model: StoredModel, data: Data, report: RobustnessReport
 ) -> dict[str, str]:
-    """Add what fooled this version to the stored examples, under each threat model; the tags that were written."""
+    """The tags of the stored examples with what fooled this version besides, which is kept in its run."""
     files, tags = dict[str, bytes](), dict[str, str]()
     for threat in report.threats:
         found = load_adversarial(model.run_id, threat.threat.name)
@@ -180,7 +190,6 @@ def _grow_corpus(
         files[path] = corpus.to_bytes()
         tags[corpus_tag(threat.threat, data)] = corpus_place(model.run_id, path, corpus)
     log_files(model.run_id, files)
-    tag_model(known.name, tags)
     return tags
 
 

@@ -126,7 +126,7 @@ def verify_model(
     for walk in walks:
         walk.wrong += _of_champion(walk, held) + _dropped(walk, runs)
     if number is None:
-        _across(name, walks)
+        _across(name, walks, public_key)
     return [walk.verified() for walk in walks]
 
 
@@ -168,7 +168,7 @@ def _look(walk: _Walk, evidence: Evidence, read: Read, public_key: Path | None) 
     record = next((r for r in walk.records if r.evidence == digest(raw)), None)
     walk.wrong += [f"run {evidence.run_id}: {said}" for said in mismatches(raw, digest(raw), read, record=record)]
     walk.wrong += of_version(version, evidence) + of_time(evidence) + of_weights(evidence)
-    walk.wrong += of_metrics(evidence) + of_appendices(version, evidence, public_key)
+    walk.wrong += of_metrics(evidence) + of_appendices(version, evidence, public_key, walk.notes)
     if len(walk.links) == 1:
         walk.wrong += of_registry(version, evidence, record)
 
@@ -200,7 +200,7 @@ def _dropped(walk: _Walk, runs: Mapping[str, Mapping[str, str]]) -> list[str]:
     return [f"run {run_id} is evidence {sha}, which is in no chain: tags were set back." for run_id, sha in lost]
 
 
-def _across(name: str, walks: Sequence[_Walk]) -> None:
+def _across(name: str, walks: Sequence[_Walk], public_key: Path | None) -> None:
     """Hold the versions against one another, and the newest evidence of all against the model's own tags."""
     chains = {walk.version.number: walk for walk in walks}
     for walk in walks:
@@ -214,7 +214,7 @@ def _across(name: str, walks: Sequence[_Walk]) -> None:
     newest = max((w for w in walks if w.links and w.links[0].complete), key=lambda w: w.links[0].moment, default=None)
     if newest is None:
         return
-    wrong, notes = of_model(name, newest.links[0])
+    wrong, notes = of_model(name, newest.links[0], public_key)
     newest.wrong += wrong
     newest.notes += notes
 

@@ -184,7 +184,7 @@ def _under(
     }
     groups |= {
         "pairs": tuple(pair for pair, _ in found),
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
     return outcomes, report.model_copy(update={"spread": spread, "soundness": soundness} | groups)
 

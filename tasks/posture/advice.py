@@ -34,7 +34,7 @@ ADVICE: dict[tuple[str, str], str] = {  # (how the check's name begins, outcome)
     ("findings", "fail"): "Mend what is overdue, or let its owner accept it until a date: {findings}",
     ("champion, ", "fail"): "See which samples were lost: {compare}",
     ("champion, ", "cannot tell"): f"The samples are too few to exclude a loss. {MORE}",
-    ("champion's questions", "cannot tell"): "Measure it under the model's plan: {reattack}",
+    ("champion's questions", "cannot tell"): "Ask it all that the champion was asked: {alike}",
     ("champion", "cannot tell"): "Measure the champion under the same suite and data: {live}",
 }
 
@@ -45,6 +45,7 @@ def advice(checks: list[Mapping[str, Any]], record: Record | None) -> list[str]:
     version = str(record.version) if record else "VERSION"
     commands = {
         "reattack": f"`redoubt reattack {name} --versions {version} --again`",
+        "alike": f"`redoubt reattack {name} --versions {version} --like champion`",
         "live": f"`redoubt reattack {name}`",
         "findings": f"`redoubt findings {name}`",
         "compare": f"`redoubt compare {name} champion {version}`",

@@ -76,7 +76,7 @@ class History(BaseModel, frozen=True, extra="forbid"):
         stranger = next((record.name for record in records if record.name != name), None)
         if stranger is not None:
             raise WrongInput(f"a record of {stranger!r} stands among those of {name!r}. Give records of one model.")
-        ordered = sorted(records, key=lambda record: (measured_at(record), record.run_id))
+        ordered = sorted(records, key=lambda record: (measured_at(record), record.version, record.run_id))
         groups = _grouped(ordered)
         of_version: dict[int, list[Record]] = {}
         for record in ordered:

@@ -255,8 +255,9 @@ class Patient:
             if count
             else ""
         )
+        why = " Its own log says why: look at the store behind it, which may deny access." if _sick(failure) else ""
         return StoreUnreachable(
-            f"MLflow at {self.uri} has not answered for {waited} (REDOUBT_PATIENCE): {_short(failure)}.{kept}"
+            f"MLflow at {self.uri} has not answered for {waited} (REDOUBT_PATIENCE): {_short(failure)}.{why}{kept}"
         )
 
 
@@ -330,6 +331,11 @@ def _short(error: BaseException | None) -> str:
     """The last words of an error, which say the cause."""
     text = " ".join(str(error).split())
     return text if len(text) <= 160 else f"...{text[-160:]}"
+
+
+def _sick(failure: BaseException | None) -> bool:
+    """Whether the server was there, and said that something in it had failed."""
+    return "500 error responses" in str(failure)
 
 
 def _answers(uri: str) -> bool:

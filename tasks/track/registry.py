@@ -20,6 +20,8 @@ RECORD = "redoubt.record."  # one tag for each group of comparable measurements,
 EVIDENCE = "redoubt.evidence"  # the SHA-256 of the version's newest evidence
 APPENDIX_OF = "redoubt.appendix."  # likewise: the SHA-256 of the appendix on what tells of this evidence
 CROWNED = "redoubt.crowned"  # on a version that became champion: the run in which it passed
+WRITING, WRITTEN = "redoubt.writing", "-"  # on a model: the run that is being recorded, a colon, its evidence
+TRAINED_ON = "redoubt.trained_on"  # on a version: name and digest of the data that it was trained on
 PAGE_OF = "redoubt.page."  # likewise: the run that keeps the page, a colon, the SHA-256 of the appendix there
 EVIDENCE_OF = "redoubt.evidence."  # with sixteen digits of a SHA-256: the run that keeps this evidence
 

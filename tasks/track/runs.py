@@ -206,6 +206,11 @@ def parent_of(run_id: str) -> str:
     return run_tags(run_id).get("mlflow.parentRunId", "")
 
 
+def finished(run_id: str) -> bool:
+    """Whether the run came to its end: it was neither stopped nor broke, and does not go on."""
+    return bool(client().get_run(run_id).info.status == "FINISHED")
+
+
 def run_tags(run_id: str) -> dict[str, str]:
     """The tags of a run."""
     return dict(client().get_run(run_id).data.tags)

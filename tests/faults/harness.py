@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,11 +30,18 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return kept | SHARED | ours | more
 
 
-def redoubt(home: Path, *words: str, before: tuple[str, ...] = (), **more: str) -> "subprocess.CompletedProcess[str]":
+def redoubt(
+    home: Path, *words: str, before: tuple[str, ...] = (), command: Sequence[str] = COMMAND, **more: str
+) -> "subprocess.CompletedProcess[str]":
     """The command, run to its end."""
-    command = [*before, *COMMAND, *words]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment(home, **more), timeout=1800, check=False
+        [*before, *command, *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(home, **more),
+        timeout=1800,
+        check=False,
     )
 
 

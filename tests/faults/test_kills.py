@@ -1,5 +1,7 @@
 """SIGKILL in each step: the same command comes to the same verdict, and the evidence holds at any moment."""
 
+import json
+import sys
 import time
 
 import pytest
@@ -17,6 +19,12 @@ from tests.faults.harness import (
     verdicts,
 )
 
+KILLER = (sys.executable, "-m", "tests.faults.killer")
+WITHIN = (  # a step, and the answer of the store that it does not survive: of the weak model's, of the hardened one's
+    *(("validate_data", 2), ("decide", 2), ("decide", 5), ("decide", 10), ("enter", 1), ("enter", 3)),
+    *(("record", 6), ("record", 12), ("record", 17), ("record", 25), ("record", 31), ("record", 36)),
+    *(("promote", 1), ("promote", 2), ("promote", 3), ("publish", 2), ("publish", 6)),
+)
 pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3000)]
 
 
@@ -40,6 +48,25 @@ def test_killed_after_each_step_in_turn_the_same_command_ends_with_the_same_verd
     for stage in ("baseline", "hardened-1"):
         for key in ("clean_accuracy", "robust_accuracy/linf_0.1"):
             assert mine[f"{stage}: metrics"][key] == its[f"{stage}: metrics"][key]
+
+
+def test_killed_within_each_step_that_writes_the_evidence_holds_and_the_same_command_ends_right(fresh, undisturbed):
+    for step, last in WITHIN:
+        ran = redoubt(fresh, str(last), *SMALL, command=(*KILLER, step))
+        assert ran.returncode == -9, (step, last, ran.stderr)
+        verified = redoubt(fresh, "verify", NAME)
+        assert verified.returncode == 0 or "has no version" in verified.stderr or "no model" in verified.stderr, (
+            step,
+            last,
+            verified.stdout + verified.stderr,
+        )
+    ran = redoubt(fresh, *SMALL, "--json")
+    assert ran.returncode == undisturbed.code, ran.stderr
+    assert json.loads(ran.stdout)["verdict"] == undisturbed.said["verdict"]
+    assert json.loads(ran.stdout)["champion"] == json.loads(ran.stdout)["version"]
+    assert_verifies(fresh)
+    assert open_runs(database(fresh)) == 0
+    assert not list((fresh / "checkpoints").glob("*.pt"))
 
 
 def test_killed_in_mid_training_and_in_mid_attack_it_goes_on_where_it_stood(fresh, undisturbed):

@@ -72,7 +72,9 @@ def test_away_for_longer_than_the_patience_it_ends_with_4_and_deliver_brings_wha
     assert_verifies(fresh, MLFLOW_TRACKING_URI=server.url)
 
 
-def test_an_object_store_that_refuses_and_one_that_is_slow(fresh, tmp_path, undisturbed):
+@pytest.fixture
+def behind(tmp_path: Path) -> Iterator[tuple[Service, Door]]:
+    """An MLflow server whose artifacts lie in an object store, and the door between the two."""
     folder = tmp_path / "server"
     folder.mkdir()
     keys = {
@@ -88,15 +90,49 @@ def test_an_object_store_that_refuses_and_one_that_is_slow(fresh, tmp_path, undi
         door = Door(store.port)
         env = keys | {"MLFLOW_S3_ENDPOINT_URL": door.url, "AWS_MAX_ATTEMPTS": "1"}
         service = mlflow_server(folder, backend=f"sqlite:///{folder}/mlflow.db", artifacts="s3://mlflow", env=env)
-        with running(service), started(fresh, *SMALL, MLFLOW_TRACKING_URI=service.url) as run:
-            run.until("validate")
-            door.delay = 0.3
-            run.until("train/baseline")
-            door.delay = 0.0
-            door.close()
-            threading.Timer(30, door.open).start()
-            assert run.finish() == undisturbed.code, run.lines
-            assert run.heard("does not answer")
-            assert_same_content(content(service.url), undisturbed.content)
-            assert_verifies(fresh, MLFLOW_TRACKING_URI=service.url)
+        with running(service):
+            yield service, door
         door.gone()
+
+
+def test_an_object_store_that_turns_away_and_one_that_is_slow(fresh, behind, undisturbed):
+    service, door = behind
+    with started(fresh, *SMALL, MLFLOW_TRACKING_URI=service.url) as run:
+        run.until("validate")
+        door.delay = 0.3
+        run.until("train/baseline")
+        door.delay = 0.0
+        door.close()
+        threading.Timer(30, door.open).start()
+        assert run.finish() == undisturbed.code, run.lines
+    assert run.heard("does not answer")
+    assert_same_content(content(service.url), undisturbed.content)
+    assert_verifies(fresh, MLFLOW_TRACKING_URI=service.url)
+
+
+def test_an_object_store_that_asks_to_slow_down_is_waited_for(fresh, behind, undisturbed):
+    service, door = behind
+    with started(fresh, *SMALL, MLFLOW_TRACKING_URI=service.url) as run:
+        run.until("train/baseline")
+        door.refusal = 503, "SlowDown"
+        door.cut()
+        time.sleep(20)
+        door.refusal = None
+        assert run.finish() == undisturbed.code, run.lines
+    assert_same_content(content(service.url), undisturbed.content)
+    assert_verifies(fresh, MLFLOW_TRACKING_URI=service.url)
+
+
+def test_an_object_store_that_denies_access_ends_the_run_honestly_and_loses_nothing(fresh, behind):
+    service, door = behind
+    asked = {"MLFLOW_TRACKING_URI": service.url, "REDOUBT_PATIENCE": "10"}
+    with started(fresh, *SMALL, **asked) as run:
+        run.until("train/baseline")
+        door.refusal = 403, "AccessDenied"
+        door.cut()
+        assert run.finish() == 4, run.lines
+    assert run.heard("behind it, which may deny access")
+    door.refusal = None
+    assert redoubt(fresh, "deliver", **asked).returncode == 0
+    assert redoubt(fresh, *SMALL, **asked).returncode == 0
+    assert_verifies(fresh, MLFLOW_TRACKING_URI=service.url)

@@ -264,7 +264,7 @@ def test_history_compare_report_and_explain_answer(story, home, capsys):
         (("history", NAME), "two-kinds"),
         (("compare", NAME, "1", "champion"), "repaired"),
         (("report", f"{NAME}@champion"), "pass"),
-        (("report", NAME, "--card"), "---"),
+        (("report", NAME, "--card"), "Trained on: two-kinds, split train, digest "),
         (("report", NAME, "--bom"), "CycloneDX"),
         (("explain", story.run_id), "floor"),
         (("explain", f"{NAME}@champion"), "floor"),

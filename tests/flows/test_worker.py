@@ -26,7 +26,7 @@ from prefect.workers.process import ProcessWorker
 from flows.config import EvaluateConfig
 from flows.warm.mother import fingerprint
 from flows.worker import WarmWorker, why_cold, work
-from infra.services import prefect_server, running
+from infra.services import Service, prefect_server, running
 from tasks.errors import WrongInput
 from tasks.track import client
 
@@ -44,6 +44,7 @@ from prefect import flow, get_run_logger
 def probe(said: str, hold: bool = False) -> None:
     found = {
         "pid": os.getpid(),
+        "said": said,
         "loaded": "great_expectations" in sys.modules and "mlflow" in sys.modules,
         "leaked": [os.environ.get("LEAK"), hasattr(torch, "LEAK")],
         "given": os.environ.get("REDOUBT_GIVEN"),
@@ -53,7 +54,7 @@ def probe(said: str, hold: bool = False) -> None:
     os.chdir("/")
     get_run_logger().info("probed")
     Path(said).write_text(json.dumps(found))
-    while hold:
+    while hold and not Path(said + ".on").exists():
         time.sleep(0.05)
 """
 PARTS = """
@@ -86,8 +87,8 @@ def alive(pid: int) -> bool:
 class Stand:
     """A server, a copy of Redoubt's code that tests may change, and a worker that runs it."""
 
-    def __init__(self, folder: Path, api: SyncPrefectClient, env: dict[str, str]) -> None:
-        self.folder, self.api, self.env = folder, api, env
+    def __init__(self, folder: Path, server: Service, api: SyncPrefectClient, env: dict[str, str]) -> None:
+        self.folder, self.server, self.api, self.env = folder, server, api, env
         self.code = folder / "code"
         self.deployed: dict[str, UUID] = {}
 
@@ -151,7 +152,7 @@ def stand(_migrated_store: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as api:
             template = WarmWorker.get_default_base_job_template()
             api.create_work_pool(WorkPoolCreate(name="redoubt", type="process", base_job_template=template))
-            stand = Stand(folder, api, env)
+            stand = Stand(folder, server, api, env)
             stand.deploy("probe", "probe.py:probe", folder / "probes")
             stand.deploy("evaluate", "flows/evaluate.py:evaluate_model", folder / "code")
             yield stand
@@ -192,7 +193,7 @@ def test_a_run_finds_everything_loaded_and_nothing_of_the_run_before(stand, work
     assert stand.ended(first) == "Completed"
     second, again = stand.probed()
     assert found["loaded"]
-    assert again == found | {"pid": again["pid"]}
+    assert again == found | {"pid": again["pid"], "said": again["said"]}
     assert again["pid"] != found["pid"]
     assert again["leaked"] == [None, False]
     assert again["cwd"] == str(stand.folder / "probes")
@@ -260,6 +261,47 @@ def test_a_worker_that_is_told_to_end_leaves_no_process(stand, worker, how):
     assert not alive(found["pid"])
     assert not alive(mother)
     assert stand.ended(run) == "Crashed"
+
+
+def go_on(found: dict[str, Any]) -> None:
+    """Let a probe that holds end."""
+    Path(found["said"] + ".on").touch()
+
+
+@pytest.mark.nightly
+def test_a_worker_that_is_killed_takes_no_run_with_it_and_the_next_one_goes_on(stand, worker):
+    worker.terminate()
+    worker.wait(60)
+    other = start(stand)
+    run, found = stand.probed(hold=True)
+    mother = int(Path(f"/proc/{found['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    other.kill()
+    other.wait(60)
+    go_on(found)
+    assert stand.ended(run) == "Completed"
+    eventually(lambda: not alive(mother), "what runs were forked from outlives its worker")
+    waiting = stand.queue("probe", said=str(stand.folder / "after"))
+    last = start(stand)
+    assert stand.ended(waiting) == "Completed"
+    last.terminate()
+    assert last.wait(60) == 0
+
+
+@pytest.mark.nightly
+def test_prefect_s_server_killed_and_started_again_under_a_worker_costs_no_run(stand, worker):
+    worker.terminate()
+    worker.wait(60)
+    other = start(stand)
+    run, found = stand.probed(hold=True)
+    stand.server.stop(signal.SIGKILL)
+    time.sleep(5)
+    stand.server.start()
+    go_on(found)
+    assert stand.ended(run) == "Completed"
+    assert stand.ended(stand.probed()[0]) == "Completed"
+    assert other.poll() is None
+    other.terminate()
+    assert other.wait(60) == 0
 
 
 def test_a_worker_without_a_server_says_what_to_write(monkeypatch):

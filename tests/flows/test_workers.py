@@ -17,7 +17,7 @@ from prefect import flow
 from flows.recipes import two_kinds
 from infra.services import free_port
 from tasks.attacks import ThreatModel
-from tasks.candidates import DROPPED, candidates
+from tasks.candidates import DROPPED, candidates, stages_of
 from tasks.data import describe, load
 from tasks.decide import decide
 from tasks.errors import WrongInput
@@ -25,7 +25,7 @@ from tasks.evaluate import evaluate_robustness
 from tasks.evidence import Chapter
 from tasks.models import StoredModel
 from tasks.track import children, open_run, run_tags
-from tasks.train import train_model
+from tasks.train import release, train_model
 from tasks.workers import task_runner
 
 pytestmark = pytest.mark.timeout(900)
@@ -199,8 +199,14 @@ def test_a_worker_that_is_killed_in_mid_run_changes_nothing(asked, alone, home, 
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("floor", "counted"), [(0.0, 1), (0.999, 2)])
-def test_candidates_at_the_same_time_come_to_the_same_as_one_after_another(prefect_server, home, floor, counted):
+@pytest.mark.parametrize(
+    ("floor", "counted", "where"),
+    [(0.0, 1, lambda: nullcontext("2")), (0.999, 2, lambda: nullcontext("2")), (0.999, 2, dask), (0.999, 2, ray)],
+    ids=["processes, one counts", "processes", "dask", "ray"],
+)
+def test_candidates_at_the_same_time_come_to_the_same_as_one_after_another(
+    prefect_server, home, caplog, floor, counted, where
+):
     data = describe("two-kinds", load("two-kinds"))
     hardening = RECIPE.hardening.model_copy(update={"epochs": 1})
     evaluation = CONFIG.model_copy(update={"threats": (LINF,), "samples": 300})
@@ -220,13 +226,17 @@ def test_candidates_at_the_same_time_come_to_the_same_as_one_after_another(prefe
         with pytest.MonkeyPatch.context() as patch, open_run("candidates", {"a": 1}) as run_id:
             patch.setenv("REDOUBT_WORKERS", words)
             found = made(run_id)
+            release(data, stages_of(hardening, policy))  # or else the second would find what the first has trained
             stages = [run_tags(stage) for stage in children(run_id)]
             dropped = {tags["redoubt.stage"]: tags[DROPPED] for tags in stages if DROPPED in tags}
         reports = [c.report.model_copy(update={"recalled": ()}) for _, c in found]  # the second finds the first's cells
         told = [(m.digest, c.verdict, timeless(r.model_dump())) for (m, c), r in zip(found, reports, strict=True)]
         return told, dropped
 
-    (one, none), (same, dropped) = hardened(""), hardened("2")
+    one, none = hardened("")
+    with where() as words:
+        same, dropped = hardened(words)
+    assert "a worker failed" not in caplog.text
     assert len(one) == counted
     assert same == one
     assert none == {}

@@ -86,7 +86,7 @@ def test_the_main_group_holds_the_newest_measurement_and_each_version_its_newest
     if not records:
         assert told.main is None
         return
-    newest = max(records, key=lambda r: (datetime.fromisoformat(r.measured_at), r.run_id))
+    newest = max(records, key=lambda r: (datetime.fromisoformat(r.measured_at), r.version, r.run_id))
     assert told.main.key == newest.key
     for group in told.groups:
         for kept in group.records:

@@ -12,14 +12,14 @@ from tasks.decide import decide, warn_of_few_samples
 from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
 from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.fetch import fetch_version
-from tasks.metrics import EvaluationConfig
+from tasks.metrics import EvaluationConfig, RobustnessReport
 from tasks.models import StoredModel, fit
-from tasks.promote import promote, roll_back
+from tasks.promote import enter, promote, roll_back
 from tasks.record import record
 from tasks.results import load_adversarial
 from tasks.track import aliases, client, load_bytes, open_run, open_stage, registered
 from tasks.train import release, train_model
-from tasks.verdicts import Policy
+from tasks.verdicts import Policy, Verdict
 
 CONFIG = two_kinds()
 QUICK = CONFIG.training.model_copy(update={"epochs": 1})
@@ -87,18 +87,25 @@ def test_numbers_measured_on_select_bear_that_name(model, data, run_id):
     assert "clean_accuracy" not in metrics
 
 
+def entered(model: StoredModel, report: RobustnessReport, verdict: Verdict) -> int:
+    """The version that the model became, under the alias that the verdict gives it."""
+    number = enter.fn("m", model, report, verdict)
+    promote.fn("m", number, model, report, verdict)
+    return number
+
+
 def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_id, caplog):
     report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
     passed = decide.fn(model, report, LENIENT)
     failed = decide.fn(model, report, Policy(floor=0.99))
     assert (passed.outcome, failed.outcome) == ("pass", "fail")
-    assert promote.fn("m", model, report, failed) == 1
+    assert entered(model, report, failed) == 1
     assert aliases("m") == {"challenger": 1}
-    assert promote.fn("m", model, report, passed) == 2
+    assert entered(model, report, passed) == 2
     assert "by a pass under suite 'quick', which is there to look, not to decide" in caplog.text
-    assert promote.fn("m", model, report, failed) == 3
+    assert entered(model, report, failed) == 3
     assert aliases("m") == {"challenger": 3, "champion": 2}
-    assert promote.fn("m", model, report, passed) == 4
+    assert entered(model, report, passed) == 4
     assert aliases("m") == {"challenger": 3, "champion": 4, "previous": 2}
     assert roll_back.fn("m") == 2
     assert aliases("m")["champion"] == 2
@@ -119,7 +126,7 @@ def test_easier_questions_do_not_move_the_champion(data, run_id):
         stored = train_model.fn(data, QUICK, stage=f"try-{len(registered('m'))}", run_id=run_id)
         report = evaluate_robustness.fn(stored, data, config, split="test", run_id=run_id)
         verdict = decide.fn(stored, report, policy, champion=champion)
-        number = promote.fn("m", stored, report, verdict)
+        number = entered(stored, report, verdict)
         if not forget:
             evaluation = {"evaluation": config.model_dump(mode="json")}
             record.fn("m", number, stored, data, report, verdict, asked | evaluation, champion=champion, run_id=run_id)
@@ -143,7 +150,7 @@ def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model
     assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id) is None
     report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
     verdict = decide.fn(model, report, LENIENT)
-    promote.fn("m", model, report, verdict)
+    entered(model, report, verdict)
     asked = {"evaluation": EVALUATION.model_dump(mode="json"), "policy": LENIENT.model_dump(mode="json")}
     record.fn("m", 1, model, data, report, verdict, asked, run_id=run_id)
     assert champion_report.fn("m", data, EVALUATION, max_age_days=30, run_id=run_id).report == report

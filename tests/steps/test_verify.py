@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,12 +25,13 @@ from tasks.ledger import FINDING, accept_finding, write_findings
 from tasks.models import StoredModel
 from tasks.posture.appendix import APPENDIX
 from tasks.posture.evidence import FILE, ChampionFacts, parse, to_bytes
-from tasks.promote import promote
+from tasks.promote import enter, promote
 from tasks.recall import compared, known_of, newest_record
 from tasks.record import record
 from tasks.replay import CORPUS
 from tasks.results import BOM, CARD, VERDICT, load_json
 from tasks.track import (
+    WRITING,
     client,
     load_bytes,
     log_bytes,
@@ -73,9 +75,12 @@ def measured(model: StoredModel, data: Data, policy: Policy, run_id: str, versio
     """The digest of the evidence on the model, attacked and decided; registered where it has no number yet."""
     report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
     verdict = decide.fn(model, report, policy)
-    version = version or promote.fn(NAME, model, report, verdict)
+    number = version or enter.fn(NAME, model, report, verdict)
     asked = {"evaluation": EVALUATION.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
-    return record.fn(NAME, version, model, data, report, verdict, asked, run_id=run_id)
+    sha: str = record.fn(NAME, number, model, data, report, verdict, asked, run_id=run_id)
+    if version is None:
+        promote.fn(NAME, number, model, report, verdict)
+    return sha
 
 
 @contextmanager
@@ -278,11 +283,50 @@ def pem_files(folder: Path, name: str) -> tuple[Path, Path]:
     return private, public
 
 
-def measured_again(number: int) -> str:
+def measured_again(number: int, policy: Policy = LENIENT) -> str:
     """The digest of new evidence on a version."""
     with open_run(NAME, {}) as run_id:
         stored = fetch_version(registered(NAME)[number - 1], run_id=open_stage(run_id, "again"))
-        return measured(stored, data_of(), LENIENT, run_id, number)
+        return measured(stored, data_of(), policy, run_id, number)
+
+
+@pytest.mark.parametrize("written", ["nothing", "some", "all"])
+def test_an_evaluation_that_was_stopped_as_it_wrote_is_noted_and_hides_nothing_else(store, monkeypatch, written):
+    module = sys.modules[record.fn.__module__]
+
+    def stops(name: str, tags: dict[str, str]) -> None:
+        if WRITING not in tags:
+            some = [*tags.items()][: {"nothing": 0, "some": 1, "all": None}[written]]
+            tag_model(name, dict(some))
+            raise KeyboardInterrupt
+        tag_model(name, tags)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "tag_model", stops)
+        with pytest.raises(KeyboardInterrupt):
+            measured_again(2, STRICT)
+    try:
+        looked = verify_model(NAME)
+        assert all(not each.mismatches for each in looked)
+        assert any("was stopped as it wrote (run" in note for each in looked for note in each.notes)
+        told = known_of(NAME).tags[WRITING]
+        forged = {  # by whoever may write tags: what is no evidence, or follows none, excuses nothing
+            "another digest": f"{told.partition(':')[0]}:{'0' * 64}",
+            "no run": f"{'0' * 32}:{told[33:]}",
+            "an old one": f"{newest_record(registered(NAME)[0]).run_id}:{registered(NAME)[0].tags['redoubt.evidence']}",
+        }
+        for what, tag in forged.items():
+            tag_model(NAME, {WRITING: tag})
+            said = [one for each in verify_model(NAME) for one in each.mismatches]
+            assert bool(said) == (written != "nothing"), what
+        tag_model(NAME, {WRITING: told})
+        (finding, *_) = known_of(NAME).findings
+        write_findings(NAME, [finding.model_copy(update={"says": "nothing much"})])
+        assert any(finding.id in one for each in verify_model(NAME) for one in each.mismatches)
+        write_findings(NAME, [finding])
+    finally:
+        measured_again(2)
+    assert all(not each.mismatches for each in verify_model(NAME))
 
 
 @pytest.mark.nightly
