@@ -123,10 +123,13 @@ def champion_report(
 
 
 def passed_by(version: Version) -> Asked:
-    """What a version has passed under: when it became champion, and in every measurement that stands on it."""
-    runs = [record.run_id for record in version.records() if record.verdict == "pass"]
+    """What a version was asked when it passed and became champion; where no tag names that run, all that it passed.
+
+    What somebody asks a champion besides, out of curiosity, is not asked of its successors.
+    """
+    passes = [record.run_id for record in version.records() if record.verdict == "pass"]
     reports, lost = list[RobustnessReport](), list[str]()
-    for run_id in dict.fromkeys([*filter(None, [version.tags.get(CROWNED)]), *runs]):
+    for run_id in [version.tags[CROWNED]] if CROWNED in version.tags else passes:
         try:
             reports.append(load_report(run_id))
         except Exception as error:  # each store raises its own; what cannot be read may have asked anything

@@ -41,7 +41,7 @@ class Champion(BaseModel, frozen=True, extra="forbid"):
     version: int = Field(ge=1)
     evidence: str = Field("", description="SHA-256 of its newest evidence; empty where it has none")
     report: RobustnessReport
-    passed: Asked = Field(Asked(), description="all that it has passed under, on whatever data")
+    passed: Asked = Field(Asked(), description="what it was asked when it became champion")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def against(champion: RobustnessReport, report: RobustnessReport, policy: Policy
 
 
 def asks_as_much(report: RobustnessReport, passed: Asked, policy: Policy) -> list[Check]:
-    """Whether the report answers all that the champion has passed under: easier questions make no better model.
+    """Whether the report answers all that the champion was asked: easier questions make no better model.
 
     Empty where the policy lets a version be asked less.
     """
@@ -102,9 +102,11 @@ def asks_as_much(report: RobustnessReport, passed: Asked, policy: Policy) -> lis
     missing += [f"class {one} taken for {other}" for one, other in passed.critical_pairs if (one, other) not in pairs]
     missing += [f"what {passed.unreadable} says, which cannot be read"] if passed.unreadable else []
     if not missing:
-        return [Check(name="champion's questions", outcome="pass", reason="all that the champion passed was asked")]
+        return [
+            Check(name="champion's questions", outcome="pass", reason="all that the champion was asked was asked again")
+        ]
     reason = (
-        f"the champion has passed under {', '.join(dict.fromkeys(missing))}, which was not asked here; ask for it too, "
+        f"the champion passed under {', '.join(dict.fromkeys(missing))}, which was not asked here; ask for it too, "
         "or let a version take its place with less: policy.may_ask_less=true"
     )
     return [Check(name="champion's questions", outcome="cannot tell", reason=reason)]

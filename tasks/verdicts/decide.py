@@ -37,7 +37,7 @@ def judge(
 
     A check on a number that is void says neither pass nor fail. now: by default the clock's; the champion's report
     must not be older than the policy allows. replays: what the stored examples of earlier versions did.
-    passed: what the champion has passed under, all of which is to be asked again.
+    passed: what the champion was asked when it became that, all of which is to be asked again.
     """
     clean = _floor("clean accuracy", report.clean, policy.clean_floor)
     checks = [_enough(report, policy), _numbers(report), believed(clean, trust_in_clean(report))]

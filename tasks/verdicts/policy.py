@@ -25,7 +25,7 @@ class Policy(BaseModel, frozen=True, extra="forbid"):
         90, gt=0, allow_inf_nan=False, description="days after which a finding that is still open fails every version"
     )
     may_ask_less: bool = Field(
-        False, description="a version may pass though it was not asked under all that the champion has passed under"
+        False, description="a version may pass without being asked all that the champion was asked when it became that"
     )
     min_samples: int = Field(100, ge=1, description="fewer samples than this decide nothing")
     max_rounds: int = Field(2, ge=0, description="how often hardening is tried")

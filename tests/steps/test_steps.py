@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.recipes import two_kinds
+from tasks.attacks import ThreatModel
 from tasks.data import Data, describe, load
 from tasks.decide import decide, warn_of_few_samples
 from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
@@ -132,13 +133,19 @@ def test_easier_questions_do_not_move_the_champion(data, run_id):
             record.fn("m", number, stored, data, report, verdict, asked | evaluation, champion=champion, run_id=run_id)
         return verdict.outcome
 
-    assert ask(EVALUATION, forget=True) == "pass"  # a run that was killed before it recorded the champion
+    assert ask(EVALUATION, forget=True) == "pass"  # whose record is lost
     assert ask(easy) == "cannot tell"
     assert aliases("m") == {"champion": 1, "challenger": 2}
     assert ask(easy, LENIENT.model_copy(update={"may_ask_less": True})) == "pass"
     assert ask(EVALUATION) == "pass"
     assert ask(easy) == "cannot tell"
     assert aliases("m") == {"champion": 4, "challenger": 5, "previous": 3}
+    curious = EVALUATION.model_copy(update={"threats": (ThreatModel(norm="l1", eps=0.1),)})
+    stored = fetch_version(registered("m")[3], run_id=open_stage(run_id, "curious"))
+    report = evaluate_robustness.fn(stored, data, curious, split="test", run_id=run_id)
+    evaluation = {"evaluation": curious.model_dump(mode="json")}
+    record.fn("m", 4, stored, data, report, decide.fn(stored, report, LENIENT), asked | evaluation, run_id=run_id)
+    assert ask(EVALUATION) == "pass"  # what else the champion was asked since binds nobody
 
 
 def test_rolling_back_without_a_previous_champion_is_refused(home):
