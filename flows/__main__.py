@@ -21,7 +21,7 @@ def cli() -> None:
     """Redoubt doubts your models again.
 
     Validate data, train, attack, decide, harden, attack again, promote; every number and artifact in MLflow.
-    Exit codes: 0 pass, 1 fail, 2 cannot tell, 3 wrong input, 4 the run broke.
+    Exit codes: 0 pass, 1 fail, 2 cannot tell, 3 wrong input, 4 the run broke or was stopped.
     """
 
 
@@ -37,6 +37,7 @@ def main() -> NoReturn:
         sys.exit(stop.exit_code)
     except click.exceptions.NoArgsIsHelpError as asked:
         click.echo(asked.format_message())
+        sys.exit(WRONG_INPUT)  # 0 would say that a model passes
     except click.UsageError as error:
         _fail(error.format_message(), WRONG_INPUT)
     except WrongInput as error:

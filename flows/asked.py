@@ -2,19 +2,20 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from flows.config import EvaluateConfig, parse_evaluation, threat_of
 from flows.recipes import change, configured
+from tasks.attacks.threat import Norm
 from tasks.data import Data, describe, load
 from tasks.errors import WrongInput
 from tasks.fetch import check_named, version_named
-from tasks.lookup import REGISTERED
+from tasks.lookup import REGISTERED, did_you_mean
 from tasks.parts import named
 from tasks.posture import Record
 from tasks.posture.changes import measured_at
 from tasks.recall import asked_of, expected_facts, expected_key, newest_record
-from tasks.track import Version, aliases, registered
+from tasks.track import CROWNED, Version, aliases, registered
 
 WEEKLY = "deep"  # the suite of the week's end
 
@@ -34,8 +35,11 @@ def asked(
     changes: tuple[str, ...],
 ) -> EvaluateConfig:
     """The config of an evaluation of the model. Raises WrongInput that says what is missing."""
+    if norm is not None and norm not in get_args(Norm):
+        known = get_args(Norm)
+        raise WrongInput(f"--norm {norm} is unknown.{did_you_mean(norm, known)} Known: {', '.join(known)}.")
     if eps is None and norm not in (None, "unbounded"):
-        raise WrongInput(f"--norm {norm} needs a radius. Write --eps as well, e.g. --norm l2 --eps 0.5.")
+        raise WrongInput(f"--norm {norm} needs a radius. Write --eps as well, e.g. --norm {norm} --eps 0.5.")
     with named(model, dataset, changes):
         check_named(model)
         values = _begin(model, like, dataset=dataset, eps=eps)
@@ -56,7 +60,7 @@ def asked(
 def _begin(model: str, like: str | None, *, dataset: str | None, eps: str | None) -> dict[str, Any]:
     """What the words of the command are laid over."""
     if like and REGISTERED.fullmatch(like):
-        return asked_of(newest_record(version_named(like)).run_id)
+        return asked_of(run_to_follow(version_named(like), as_champion=like.endswith("@champion")))
     if like:
         whole = configured(like, ()).model_dump(mode="json")
         return {key: whole[key] for key in ("dataset", "contract", "evaluation", "policy")}
@@ -132,18 +136,24 @@ def chosen(name: str, versions: str | list[int]) -> tuple[Version, ...]:
     return tuple(version for version in known if version.number in wanted)
 
 
-def like_before(version: Version, *, suite: str | None = None, record: Record | None = None) -> EvaluateConfig:
+def run_to_follow(version: Version, *, as_champion: bool) -> str:
+    """The run in which the version was measured last, or else became champion. Raises WrongInput for none."""
+    crowned = version.tags.get(CROWNED) if as_champion else None
+    return crowned or newest_record(version).run_id
+
+
+def like_before(version: Version, *, suite: str | None = None, run_id: str = "") -> EvaluateConfig:
     """How the version was last evaluated, or else its model's newest measured version. Raises WrongInput.
 
-    suite: another one. record: another measurement to go by.
+    suite: another one. run_id: of an evaluation to go by instead.
     """
-    newest, where = record or _newest(version), f"models:/{version.name}/{version.number}"
-    if newest is None:
+    newest, where = _newest(version), f"models:/{version.name}/{version.number}"
+    if not run_id and newest is None:
         raise WrongInput(
             f"no version of {version.name!r} was evaluated, so nobody knows on what data and against what. Once, "
             f"write: redoubt evaluate {where} --dataset D --eps 0.03"
         )
-    values = asked_of(newest.run_id) | {"model": where}
+    values = asked_of(run_id or newest.run_id) | {"model": where}  # type: ignore[union-attr]
     if suite:
         values["evaluation"] = values["evaluation"] | {"suite": suite}
     return parse_evaluation(values)

@@ -1,6 +1,9 @@
 """What a config gets wrong, told before anything is started, attacked or trained."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
 
 from flows.config import EvaluateConfig, PipelineConfig
 from tasks.data import Data, dataset_named, load_split
@@ -12,40 +15,53 @@ from tasks.metrics.inputs import check_x
 from tasks.metrics.pairs import check_classes
 from tasks.models import MODELS, TrainingConfig, build, check_model
 
+Stage = Literal["training", "hardening"]
 
-def check_parts(config: PipelineConfig | EvaluateConfig) -> None:
-    """Raise WrongInput, a line for each, for names that mean nothing: of data, attacks, models, defences, floors."""
-    looks: dict[str, Callable[[], object]] = {
-        "dataset": lambda: dataset_named(config.dataset),
-        "evaluation": config.evaluation.resolved_suite,
-    }
+
+def check_parts(config: PipelineConfig | EvaluateConfig, *, here: bool = True) -> None:
+    """Raise WrongInput, a line for each, for names that mean nothing: of data, attacks, models, defences, floors.
+
+    here: whether files and modules must be on this machine; else only short names are looked at, which all know.
+    """
+    names, looks = dict[str, str](), dict[str, Callable[[], object]]()
+    names["dataset"], looks["dataset"] = config.dataset, lambda: dataset_named(config.dataset)
+    attacks = [attack.name for attack in config.evaluation.attacks]
+    names["evaluation"], looks["evaluation"] = " ".join(attacks), config.evaluation.resolved_suite
     if isinstance(config, EvaluateConfig):
-        looks["model"] = lambda: check_named(config.model)
+        names["model"], looks["model"] = config.model, lambda: check_named(config.model)
     else:
         looks["policy.floors"] = lambda: _check_floors(config)
-        for key, training in (("training", config.training), ("hardening", config.hardening)):
-            looks |= _parts_of(key, training)
-    mistakes = [f"{where}: {said}" for where, look in looks.items() for said in _said(look)]
+        for key, training in _trainings(config, ("training", "hardening")):
+            names[f"{key}.model"], names[f"{key}.defence"] = training.model, training.defence
+            looks[f"{key}.model"] = partial(lookup, "model", training.model, MODELS)
+            looks[f"{key}.defence"] = partial(lookup, "defence", training.defence, DEFENCES)
+    known = [key for key in looks if here or not re.search(r"[:/]|\.csv$", names.get(key, ""))]
+    mistakes = [f"{key}: {said}" for key in known for said in _said(looks[key])]
     if mistakes:
         raise WrongInput("\n".join(dict.fromkeys(mistakes)))
 
 
-def check_fit(config: PipelineConfig, data: Data) -> None:
-    """Raise WrongInput where the validated data cannot be measured or trained on in the way that the config asks."""
+def check_fit(config: PipelineConfig, data: Data, *, trains: Sequence[Stage]) -> None:
+    """Raise WrongInput where the validated data cannot be measured or trained on in the way that the config asks.
+
+    trains: which of the two trainings the run may come to.
+    """
     check_classes(config.evaluation.critical_pairs, data.classes)
     x, _ = load_split(data, "test")
     for threat in config.evaluation.threats:
         check_x(x, threat)
-    for name in dict.fromkeys((config.training.model, config.hardening.model)):
-        check_model(build(name), name, x[:2], data.classes)
+    seen = set[str]()
+    for key, training in _trainings(config, trains):
+        may = key == "training" or config.policy.max_rounds > 0
+        if may and training.model not in seen:
+            seen.add(training.model)
+            for said in _said(lambda name=training.model: check_model(build(name), name, x[:2], data.classes)):  # type: ignore[misc]
+                raise WrongInput(f"{key}.model: {said}")
 
 
-def _parts_of(key: str, training: TrainingConfig) -> dict[str, Callable[[], object]]:
-    """The look at each part of a training."""
-    return {
-        f"{key}.model": lambda: lookup("model", training.model, MODELS),
-        f"{key}.defence": lambda: lookup("defence", training.defence, DEFENCES),
-    }
+def _trainings(config: PipelineConfig, keys: Sequence[Stage]) -> Iterator[tuple[Stage, TrainingConfig]]:
+    """The trainings of these names."""
+    return ((key, getattr(config, key)) for key in keys)
 
 
 def _said(look: Callable[[], object]) -> Iterator[str]:

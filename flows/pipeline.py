@@ -32,7 +32,7 @@ def posture_pipeline(config: PipelineConfig) -> Story:
     check_parts(config)
     with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
-        check_fit(config, data)
+        check_fit(config, data, trains=("training", "hardening"))
         champion = champion_report(
             config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
         )
@@ -76,7 +76,7 @@ def examine(
         crowning=passed,
         run_id=run_id,
     )
-    promote(config.name, version, model, found, verdict)
+    promote(config.name, version, model, found, verdict, against=champion.version if champion else None)
     return Chapter(
         stage=model.stage, run_id=model.run_id, version=version, report=report, verdict=verdict, evidence=evidence
     )

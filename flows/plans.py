@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Literal
 
 from flows.asked import like_before, usual
@@ -11,17 +12,20 @@ from flows.recipes import configured
 from tasks.data import Data
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.parts import vouched
-from tasks.plan import Hardening, keep_plan, note_hardening, plan_digest, plan_values
+from tasks.plan import WAIVER, Hardening, keep_plan, note_hardening, plan_digest, plan_values
 from tasks.track import Version
+
+log = logging.getLogger("redoubt")
 
 
 def adopt(name: str, like: str, changes: tuple[str, ...] = ()) -> Plan:
     """The plan that the registered model has from now on: a recipe or a YAML file, with changes, under its name.
 
-    Works before a version is registered. Raises WrongInput, also for a part that nobody knows.
+    Works before a version is registered, and where files and modules of its own are on other machines only. Raises
+    WrongInput, also for a short name that is in no table.
     """
     plan = parse_plan(configured(like, changes).model_dump(mode="json") | {"name": name})
-    check_parts(plan)
+    check_parts(plan, here=False)
     keep_plan(name, plan.model_dump(mode="json"))
     return plan
 
@@ -45,23 +49,27 @@ def plan_of(name: str) -> Plan | None:
 
 
 def remember(config: PipelineConfig, outcome: str = "") -> None:
-    """Make the config of a run the plan of its model, where the registry can hold it.
+    """Make the config of a run the plan of its model, where the registry can hold it; what it waived was for once.
 
     A plan that the model has gives way only where the outcome of the run is a pass: others may have been trials.
     """
-    log, values = logging.getLogger("redoubt"), config.model_dump(mode="json")
+    values = config.model_dump(mode="json")
     try:
         before = plan_values(config.name)
-    except EvidenceBroken:
-        before = None
-    changed = [] if before is None else [key for key in values if before.get(key) != values[key]]
+        known = None if before is None else parse_plan(before).model_dump(mode="json")
+    except (EvidenceBroken, WrongInput) as error:
+        log.warning("the plan of %s cannot be read (%s); it is this run's config from now on", config.name, error)
+        known = None
+    values["policy"][WAIVER] = bool(known and known["policy"][WAIVER])  # which somebody has adopted
+    changed = [] if known is None else [key for key in values if known[key] != values[key]]
+    told = ", ".join(changed)
     if changed and outcome != "pass":
         if outcome:
-            told = "the plan of %s stays, since this run did not pass; it changes: %s. To plan by it: redoubt adopt"
-            log.warning(told, config.name, ", ".join(changed))
+            says = "the plan of %s stays, since this run did not pass; its config differs in: %s. To plan by it: "
+            log.warning(f"{says}redoubt adopt %s --like FILE", config.name, told, quote(config.name))
         return
     if changed:
-        log.warning("the plan of %s is this run's config from now on; changed: %s", config.name, ", ".join(changed))
+        log.warning("the plan of %s is this run's config from now on; changed: %s", config.name, told)
     try:
         keep_plan(config.name, values)
     except WrongInput as error:
@@ -92,4 +100,5 @@ def how(version: Version, plan: Plan | None, *, suite: str | None = None) -> Eva
         if suite:
             values["evaluation"] = values["evaluation"] | {"suite": suite}
         return parse_evaluation(values)
-    return like_before(version, suite=suite, record=usual(version)) if usual(version) else None
+    record = usual(version)
+    return like_before(version, suite=suite, run_id=record.run_id) if record else None

@@ -5,15 +5,14 @@ import logging
 from prefect import flow
 from pydantic import BaseModel, Field
 
-from flows.asked import already, chosen, like_before
+from flows.asked import already, chosen, like_before, run_to_follow
 from flows.config import EvaluateConfig
 from flows.evaluate import evaluate_model
 from flows.exits import BROKE, EXIT
 from flows.plans import how, plan_of
 from tasks.errors import RedoubtError
 from tasks.evidence import headline
-from tasks.posture import Record
-from tasks.recall import known_of, newest_record
+from tasks.recall import known_of
 from tasks.redact import redacted, told, veiled
 from tasks.track import Version, aliases, names, registered
 
@@ -25,7 +24,7 @@ class Reattacked(BaseModel, frozen=True, extra="forbid"):
     version: int
     verdict: str = Field("", description="pass, fail or cannot tell; empty where it broke")
     measured: bool = Field(description="false where it stood in the store, or broke")
-    run_id: str = ""
+    run_id: str = Field("", description="in which it was judged")
     says: str
 
     @property
@@ -46,14 +45,14 @@ def reattack_versions(
     """Measure versions under the current suite, oldest first; what was measured under it before is left alone.
 
     versions: `live`, those that bear an alias; `all`; or some. suite: another than the last time. again: also those
-    that were measured under it. like: the version, by number or alias, that all are measured like. A version that
-    breaks does not keep the others from being measured.
+    that were measured under it. like: the version, by number or alias, that all are measured like; champion: as when
+    it became that. A version that breaks does not keep the others from being measured.
     """
-    found, model = chosen(name, versions), None
+    found, as_in = chosen(name, versions), ""
     if like:
         known = known_of(name)
-        model = newest_record(known.version(known.numbered(like)))
-    return [_reattacked(version, suite, again, model) for version in found]
+        as_in = run_to_follow(known.version(known.numbered(like)), as_champion=like.removeprefix("@") == "champion")
+    return [_reattacked(version, suite, again, as_in) for version in found]
 
 
 @flow(name="redoubt-reattack-all", description="Every live version of every registered model, attacked again.")
@@ -82,10 +81,10 @@ def measured(version: Version, config: EvaluateConfig, *, again: bool) -> Reatta
         story = evaluate_model(config, again=again)
     except Exception as error:  # of whatever kind: the other versions are still to be measured
         return broken(version.name, version.number, error)
-    outcome = story.verdict.outcome
+    outcome, judged_in = story.verdict.outcome, story.chapters[-1].run_id
     says = f"version {version.number}: {outcome}. {headline(story)}"
     return Reattacked(
-        name=version.name, version=version.number, verdict=outcome, measured=True, run_id=story.run_id, says=says
+        name=version.name, version=version.number, verdict=outcome, measured=True, run_id=judged_in, says=says
     )
 
 
@@ -103,9 +102,9 @@ def _live(name: str) -> list[Version]:
     return [version for version in known if version.number in held or version is known[-1]]
 
 
-def _reattacked(version: Version, suite: str | None, again: bool, like: Record | None) -> Reattacked:
+def _reattacked(version: Version, suite: str | None, again: bool, as_in: str) -> Reattacked:
     try:
-        config = like_before(version, suite=suite, record=like)
+        config = like_before(version, suite=suite, run_id=as_in)
         record = None if again else already(version, config)
     except RedoubtError as error:
         return broken(version.name, version.number, error)

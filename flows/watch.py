@@ -21,7 +21,7 @@ from tasks.posture import Record
 from tasks.posture.changes import measured_at
 from tasks.posture.findings import age_days, overdue
 from tasks.promote import crown
-from tasks.recall import known_of, patience_of
+from tasks.recall import compared_with, known_of, patience_of
 from tasks.redact import veiled
 from tasks.track import Version, aliases, registered, tag_version
 from tasks.track import names as registered_names
@@ -144,8 +144,8 @@ def _measured(one: Due, promote: bool, data: Data) -> Watched:
         told = {"at": datetime.now(UTC).isoformat(), "asked": _asked(one.config, data)}
         tag_version(version.name, version.number, {BROKE: json.dumps(told)})
         return _unmeasured(result).with_more(Watched(stale=stale))
-    if promote and one.challenges and result.verdict == "pass":
-        crown(version.name, version.number)
+    may = promote and one.challenges and result.verdict == "pass"
+    if may and crown(version.name, version.number, result.run_id, against=compared_with(result.run_id)):
         return Watched(measured=(result,), promoted=(where,), stale=stale)
     return Watched(measured=(result,), stale=stale)
 

@@ -19,7 +19,7 @@ from tasks.prove import SIGNATURE, SIGNED
 from tasks.recall import Known, known_of
 from tasks.redact import told
 from tasks.replay import CORPUS, corpora_of
-from tasks.results import PAGE, REPORT
+from tasks.results import PAGE, REPORT, STORY
 from tasks.track import (
     APPENDIX_OF,
     EVIDENCE,
@@ -38,6 +38,7 @@ from tasks.track import (
     own_source,
     parent_of,
     run_metrics,
+    run_tags,
 )
 
 CLOCKS_DIFFER = timedelta(days=1)  # a moment further ahead than this is a wrong one
@@ -82,24 +83,6 @@ def of_version(version: Version, evidence: Evidence) -> list[str]:
         f"version {version.number} serves {version.source!r}, measured was {said}: the registry was changed. "
         "Register what you trust as a new version."
     ]
-
-
-def vouched_report(version: Version, record: Record) -> RobustnessReport | None:
-    """The report that a record of the version names; None where the version's evidence does not vouch for it."""
-    run_id = version.tags.get(f"{EVIDENCE_OF}{record.evidence[:16]}")
-    try:
-        evidence = parse(load_bytes(f"runs:/{record.run_id}/{FILE}"))
-        raw = load_bytes(f"runs:/{record.run_id}/{REPORT}")
-        whole = digest(to_bytes(evidence)) == record.evidence and digest(raw) == evidence.artifacts.get(REPORT)
-        own = (evidence.name, evidence.version) == (version.name, version.number)
-        if whole and own and run_id == record.run_id == evidence.run_id:
-            return RobustnessReport.model_validate_json(raw)
-        why = "its evidence does not vouch for it"
-    except Exception as error:  # whatever keeps it from being read, the answer is to measure again
-        why = told(error)
-    says = "the report on version %d of %r in run %s is not used: %s. It is measured again."
-    logging.getLogger("redoubt").warning(says, version.number, version.name, record.run_id, why)
-    return None
 
 
 def of_signatures(
@@ -150,7 +133,7 @@ def of_metrics(evidence: Evidence) -> list[str]:
 def of_appendices(version: Version, evidence: Evidence, public_key: Path | None, notes: list[str]) -> list[str]:
     """Whether card, bill and page, which tell of the evidence, are those that were written with it.
 
-    What a run that was stopped did not come to write is noted.
+    A page is vouched for before it is written: where the run did not come to its end, one that is absent is noted.
     """
     if not evidence.complete:
         return []  # from before there were appendices
@@ -175,13 +158,14 @@ def _of_appendix(run_id: str, expected: str, evidence: str, public_key: Path | N
             return [f"run {run_id}: {APPENDIX} does not tell of evidence {evidence}."]
         if public_key is not None:
             verified(raw, load_bytes(f"runs:/{run_id}/{APPENDIX}{SIGNED}"), public_key)
-        missing = found.artifacts.keys() - set(artifacts(run_id))
-        stopped = missing if missing and not finished(run_id) else set()
+        absent = {path for path in (PAGE, STORY) if path in found.artifacts} - set(artifacts(run_id))
+        stopped = absent if absent and not finished(run_id) else set()
         there = {path: digest(load_bytes(f"runs:/{run_id}/{path}")) for path in found.artifacts.keys() - stopped}
     except Exception as error:  # each store raises its own
         return [f"run {run_id}: {APPENDIX} or what it names does not hold: {told(error)}"]
     if stopped:
-        notes.append(f"run {run_id} was stopped before it wrote {', '.join(sorted(stopped))}")
+        what = ", ".join(sorted(stopped))
+        notes.append(f"run {run_id} did not end: {what} was not written, or was deleted since")
     return [
         f"run {run_id}: {path} hashes to {sha}, {APPENDIX} says {found.artifacts[path]}: the file was changed."
         for path, sha in sorted(there.items())
@@ -216,7 +200,8 @@ def of_model(name: str, evidence: Evidence, public_key: Path | None = None) -> t
 def _stopped(known: Known, newest: Evidence, public_key: Path | None) -> Evidence | None:
     """The evidence that an evaluation was about to record when it was stopped; None where none was.
 
-    It is newer than what was recorded, follows what its version bears now, and is signed where a key is asked for.
+    It is newer than what was recorded, follows what its version bears now, was never recorded itself, and is signed
+    where a key is asked for.
     """
     run_id, _, sha = known.tags.get(WRITING, "").partition(":")
     if not sha:
@@ -229,9 +214,12 @@ def _stopped(known: Known, newest: Evidence, public_key: Path | None) -> Evidenc
     except Exception as error:  # each store raises its own; whatever cannot be read vouches for nothing
         logging.getLogger("redoubt").warning("run %s was being recorded and cannot be read: %s", run_id, told(error))
         return None
-    heads = {version.number: version.tags.get(EVIDENCE, "") for version in known.versions}
-    follows = heads.get(evidence.version or 0) == evidence.previous and evidence.moment > newest.moment
-    return evidence if digest(raw) == sha and evidence.run_id == run_id and follows else None
+    version = next((version for version in known.versions if version.number == evidence.version), None)
+    if version is None or (evidence.name, evidence.run_id, digest(raw)) != (known.name, run_id, sha):
+        return None
+    follows = version.tags.get(EVIDENCE, "") == evidence.previous and evidence.moment > newest.moment
+    same = version.tags.get("redoubt.weights_digest", evidence.weights.digest) == evidence.weights.digest
+    return evidence if follows and same and "redoubt.evidence" not in run_tags(run_id) else None
 
 
 def of_time(evidence: Evidence) -> list[str]:

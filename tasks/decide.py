@@ -46,7 +46,7 @@ def decide(
     if champion is None:
         verdict = judge(report, policy, replays=replays)
     else:
-        verdict = judge(report, policy, champion.report, replays=replays, passed=champion.passed)
+        verdict = judge(report, policy, champion.report, replays=replays, asked=champion.asked)
     if name and data is not None and report.split == "test":
         ledger = findings_in(name, model_facts(name)[1] if tags is None else tags)
         verdict = _with_findings(verdict, ledger, name, version, model, data, report, policy, replays)

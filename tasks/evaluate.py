@@ -1,7 +1,6 @@
 """Attack a stored model and report what is left of its accuracy."""
 
 import hashlib
-import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from torch import Tensor, nn
 
-from tasks.audit import vouched_report
 from tasks.data import Data, load_split
 from tasks.fetch import fetch_version, network_of
 from tasks.gpu import device_under, gpu_slot
@@ -22,12 +20,13 @@ from tasks.metrics import CellStore, Corpus, EvaluationConfig, RobustnessReport,
 from tasks.models import StoredModel, code_of
 from tasks.posture.signing import secret_of
 from tasks.recall import expected_key
-from tasks.redact import told, veiled
+from tasks.redact import veiled
 from tasks.replay import load_corpus
-from tasks.results import WARM, load_report, save_evaluation
+from tasks.results import WARM, save_evaluation
 from tasks.shard import Work, fill
-from tasks.track import CROWNED, EVIDENCE, Version, aliases, log_bytes, model_facts, registered, timed
-from tasks.verdicts import Asked, Champion, why_unusable
+from tasks.track import EVIDENCE, aliases, log_bytes, model_facts, registered, timed
+from tasks.verdicts import Champion, why_unusable
+from tasks.vouch import asked_when_crowned, vouched_report
 
 
 @task(name="evaluate", task_run_name="evaluate-{model.stage}-on-{split}", cache_policy=NO_CACHE)
@@ -96,13 +95,13 @@ def champion_report(
         return None
     with timed(run_id, "champion"):
         version = next(version for version in registered(name) if version.number == number)
-        passed = passed_by(version)
+        asked = asked_when_crowned(version)
         wanted = expected_key(data, config)
         for record in version.records():
             if record.key == wanted:
                 report = vouched_report(version, record)
                 if report is not None and why_unusable(report, max_age_days=max_age_days) is None:
-                    return Champion(version=number, evidence=record.evidence, report=report, passed=passed)
+                    return Champion(version=number, evidence=record.evidence, report=report, asked=asked)
         stored = fetch_version(version)
         network = network_of(stored)
         x, y = load_split(data, "test")
@@ -119,23 +118,7 @@ def champion_report(
                 weights_digest=stored.digest,
                 model_code=code_of(network),
             )
-        return Champion(version=number, evidence=version.tags.get(EVIDENCE, ""), report=fresh, passed=passed)
-
-
-def passed_by(version: Version) -> Asked:
-    """What a version was asked when it passed and became champion; where no tag names that run, all that it passed.
-
-    What somebody asks a champion besides, out of curiosity, is not asked of its successors.
-    """
-    passes = [record.run_id for record in version.records() if record.verdict == "pass"]
-    reports, lost = list[RobustnessReport](), list[str]()
-    for run_id in [version.tags[CROWNED]] if CROWNED in version.tags else passes:
-        try:
-            reports.append(load_report(run_id))
-        except Exception as error:  # each store raises its own; what cannot be read may have asked anything
-            logging.getLogger("redoubt").warning("what run %s asked cannot be read: %s", run_id, told(error))
-            lost.append(run_id)
-    return Asked.of(reports, unreadable=f"run {', '.join(lost)}" if lost else "")
+        return Champion(version=number, evidence=version.tags.get(EVIDENCE, ""), report=fresh, asked=asked)
 
 
 def begin_warm(

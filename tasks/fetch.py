@@ -4,6 +4,7 @@ import getpass
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable, WrongInput
 from tasks.lookup import REGISTERED, imported
 from tasks.parts import vouched
 from tasks.posture.changes import measured_at
@@ -70,10 +71,19 @@ def check_named(name: str) -> None:
 
 def no_file(name: str) -> WrongInput:
     """The error for a name that means no model; it tells apart what was nearly right."""
+    if Path(name).suffix.lower() in (*PICKLED, ".onnx"):
+        return WrongInput(f"{name!r} does not exist. Name an ONNX file, models:/NAME/3, or 'package.module:function'.")
     found = REGISTERED.fullmatch(f"models:/{name}") or REGISTERED.fullmatch(f"models:/{name}/1")
-    if found and registered(found["name"]):
-        where = found[0] if found["alias"] or "/" in name else f"models:/{name}/1 or models:/{name}@champion"
-        return WrongInput(f"{name!r} is no file. For the registered model write {where}.")
+    held: dict[str, int] = {}
+    if found:
+        with suppress(StoreUnreachable):  # nothing is registered there, then
+            held = aliases(found["name"]) if registered(found["name"]) else {}
+    if found and held:
+        there = [f"models:/{found['name']}@{alias}" for alias in held]
+        asked = f"models:/{name}"
+        return WrongInput(
+            f"{name!r} is no file. For the registered model write {asked if asked in there else there[0]}."
+        )
     return WrongInput(
         f"{name!r} is no ONNX file. Name one, or models:/NAME/3, or 'package.module:function' for a function "
         "that returns the model with its weights."

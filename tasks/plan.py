@@ -15,6 +15,7 @@ from tasks.track import make_model, model_facts, tag_model
 
 PLAN = "redoubt.plan"  # tags of the registered model
 HARDENED = "redoubt.hardened"
+WAIVER = "may_ask_less"  # of a policy: for the one run that says so, but for a plan that was adopted with it
 LONGEST = 5_000  # characters that a registry keeps in a tag
 
 
@@ -63,7 +64,8 @@ def plan_values(name: str) -> dict[str, Any] | None:
 
 def plan_digest(values: Mapping[str, Any], suite_digest: str) -> str:
     """Sixteen hex digits that change with any value of the plan, and with the code of the suite that it names."""
-    told = json.dumps([dict(values), suite_digest], sort_keys=True)
+    policy = {key: value for key, value in values["policy"].items() if key != WAIVER or value}
+    told = json.dumps([{**values, "policy": policy}, suite_digest], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

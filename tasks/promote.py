@@ -9,7 +9,6 @@ from prefect.cache_policies import NO_CACHE
 from tasks.ledger import LOOKING, write_findings
 from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
-from tasks.posture.changes import measured_at
 from tasks.posture.findings import crowned
 from tasks.recall import known_of
 from tasks.record import version_tags
@@ -17,6 +16,8 @@ from tasks.redact import veiled
 from tasks.reserve import reserved
 from tasks.track import CROWNED, TRAINED_ON, aliases, register, set_alias, tag_version
 from tasks.verdicts import Verdict
+
+log = logging.getLogger("redoubt")
 
 
 @task(name="enter", task_run_name="enter-{model.stage}", cache_policy=NO_CACHE)
@@ -33,42 +34,57 @@ def enter(name: str, model: StoredModel, report: RobustnessReport, verdict: Verd
 
 @task(name="promote", task_run_name="promote-{model.stage}", cache_policy=NO_CACHE)
 @veiled
-def promote(name: str, number: int, model: StoredModel, report: RobustnessReport, verdict: Verdict) -> None:
-    """On pass the version is champion and the one before is `previous`; else it is challenger."""
+def promote(
+    name: str, number: int, model: StoredModel, report: RobustnessReport, verdict: Verdict, *, against: int | None
+) -> None:
+    """On pass the version is champion and the one before is `previous`; else it is challenger.
+
+    against: the champion that it was compared with. Where another one was crowned since, it stays a challenger.
+    """
     with reserved(name):
-        if verdict.outcome == "pass":
-            move_champion(name, number, model.run_id)
-        else:
+        moved = verdict.outcome == "pass" and move_champion(name, number, model.run_id, against=against)
+        if not moved:
             set_alias(name, "challenger", number)
     suite = report.threats[0].suite
-    if verdict.outcome == "pass" and suite.partition("+")[0] in LOOKING:
+    if moved and suite.partition("+")[0] in LOOKING:
         told = "version %d of %r becomes champion by a pass under suite %r, which is there to look, not to decide"
-        logging.getLogger("redoubt").warning(
-            f"{told}; measure it: redoubt reattack %s --suite standard", number, name, suite, name
-        )
+        log.warning(f"{told}; measure it: redoubt reattack %s --suite standard", number, name, suite, name)
 
 
 @task(name="crown", cache_policy=NO_CACHE)
 @veiled
-def crown(name: str, number: int) -> None:
-    """Make a registered version champion, and close what it has mended. Whether it may be is for a verdict to say."""
+def crown(name: str, number: int, run_id: str, *, against: int | None) -> bool:
+    """Make a registered version champion that passed in this run, and close what it has mended; whether it was done.
+
+    against: the champion that it was compared with. Nothing is done where another one was crowned since.
+    """
     with reserved(name):
-        known, now = known_of(name), datetime.now(UTC)
-        passing = [record for record in known.version(number).records() if record.verdict == "pass"]
-        move_champion(name, number, max(passing, key=measured_at).run_id)
-        before = known.findings
+        if not move_champion(name, number, run_id, against=against):
+            return False
+        now = datetime.now(UTC)
+        before = known_of(name).findings
         write_findings(name, [crowned(finding, number, now) for finding in before], before)
+    return True
 
 
-def move_champion(name: str, number: int, run_id: str) -> None:
-    """Let `champion` name the version that passed in a run, and `previous` the one that it named before."""
+def move_champion(name: str, number: int, run_id: str, *, against: int | None) -> bool:
+    """Let `champion` name the version that passed in a run, and `previous` the one before; whether it does now."""
     before = aliases(name).get("champion")
     if before == number:
-        return
+        return True
+    if before != against:
+        told = "version %d of %r passed, but against %s; champion is version %d by now. Compare them: redoubt reattack"
+        log.warning(f"{told} %s --versions %d --again", number, name, _champion(against), before, name, number)
+        return False
     tag_version(name, number, {CROWNED: run_id})
     if before is not None:
         set_alias(name, "previous", before)
     set_alias(name, "champion", number)
+    return True
+
+
+def _champion(number: int | None) -> str:
+    return "no champion" if number is None else f"version {number}"
 
 
 @task(name="roll-back", cache_policy=NO_CACHE)

@@ -11,6 +11,7 @@ from tasks.errors import EvidenceBroken, WrongInput
 from tasks.ledger import FINDING
 from tasks.lookup import did_you_mean
 from tasks.parts import vouched
+from tasks.plan import WAIVER
 from tasks.posture import Record, key_of
 from tasks.posture.changes import measured_at
 from tasks.posture.compare import Measured
@@ -190,6 +191,12 @@ def compared(kept: Mapping[str, Any]) -> str:
     return f"Compared with version {champion['version']}, the champion then (weights {champion['weights_digest'][:8]})."
 
 
+def compared_with(run_id: str) -> int | None:
+    """The champion that the version was compared with in this run; None for none."""
+    champion = load_json(run_id, VERDICT).get("champion")
+    return int(champion["version"]) if champion else None
+
+
 def record_of(run_id: str) -> Record | None:
     """The record that a version bears for this run; None where a newer one took its place, or of no version."""
     tags = run_tags(run_id)
@@ -208,6 +215,10 @@ def page_of(run_id: str) -> tuple[str, str] | None:
 
 
 def asked_of(run_id: str) -> dict[str, Any]:
-    """The config of an evaluation. Raises PartRefused where it names a function that nobody here vouches for."""
+    """The config of an evaluation, without what was waived for that once.
+
+    Raises PartRefused where it names a function that nobody here vouches for.
+    """
     values: dict[str, Any] = load_json(run_id, ASKED)
-    return vouched(values, f"the config of run {run_id}")
+    policy = {key: value for key, value in values["policy"].items() if key != WAIVER}
+    return vouched(values | {"policy": policy}, f"the config of run {run_id}")

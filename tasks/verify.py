@@ -28,7 +28,18 @@ from tasks.posture.consistency import Read, mismatches
 from tasks.posture.console import count
 from tasks.posture.evidence import FILE, Evidence, chain, digest, parse, to_bytes
 from tasks.results import WARM, load_outcomes
-from tasks.track import EVIDENCE, Version, aliases, artifacts, known_run, load_bytes, load_stored, registered, runs_of
+from tasks.track import (
+    CROWNED,
+    EVIDENCE,
+    Version,
+    aliases,
+    artifacts,
+    known_run,
+    load_bytes,
+    load_stored,
+    registered,
+    runs_of,
+)
 
 
 @dataclass(frozen=True)
@@ -179,11 +190,15 @@ def _of_champion(walk: _Walk, held: Mapping[str, int]) -> list[str]:
         return []
     if not walk.links:
         return ["it is champion, but no evidence says that it passed: roll back, or measure it."]
-    outcome, passed = walk.links[0].verdict.outcome, any(link.verdict.outcome == "pass" for link in walk.links)
+    outcome = walk.links[0].verdict.outcome
+    passes = {link.run_id for link in walk.links if link.verdict.outcome == "pass"}
+    crowned = walk.version.tags.get(CROWNED)
+    if crowned is not None and passes and crowned not in passes:
+        return [f"the tag {CROWNED} names run {crowned}, which is no evidence of a pass of this version."]
     if outcome == "pass":
         return []
     told = f"it is champion, but its newest evidence says {outcome}"
-    if passed:  # nothing was changed: another attack has found more since
+    if passes:  # nothing was changed: another attack has found more since
         walk.notes.append(f"{told}, an older one says pass: harden it, or roll back.")
         return []
     return [f"{told}, none says pass: roll back, or measure it again."]

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 VERBS = {
     *("announce", "audit", "candidates", "decide", "doctor", "evaluate", "fetch", "gpu", "ledger", "plan", "promote"),
     *("prove", "publish", "recall", "record", "replay", "reserve", "results", "shard", "track", "train", "validate"),
-    *("verify", "workers"),
+    *("verify", "vouch", "workers"),
 }
 BASE = {"errors", "files", "home", "locks", "lookup", "parts", "redact", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself

@@ -82,8 +82,8 @@ def reattack(
 ) -> None:
     """Measure versions of NAME under the current suite (new-attack day).
 
-    Each is measured as it was the last time, or else as its model's newest measured version was. Exit code 0 where
-    every one passes, else that of the worst.
+    Each is measured as --like says, or as it was the last time, or else as its model's newest measured version was.
+    Exit code 0 where every one passes, else that of the worst.
     """
     from flows.commands.running import show_steps
     from flows.ephemeral import prefect_api

@@ -80,18 +80,26 @@ def describe(name: str, splits: dict[Split, Pair]) -> Data:
 
 
 def _labels(name: str, classes: int) -> tuple[str, ...]:
-    """What the dataset calls its classes: a CSV by its column, a function by its attribute `labels`."""
+    """What the dataset calls its classes: a CSV by its column, a function by its attribute `labels`; empty for neither.
+
+    Names that are the classes' numbers tell nothing. Raises WrongInput.
+    """
     try:
         function = dataset_named(name)
     except WrongInput:  # whoever describes tensors of no dataset that we know
         return ()
-    read = isinstance(function, partial) and function.func is read_table
-    labels = read_labels(function.keywords["path"]) if read else tuple(map(str, getattr(function, "labels", ())))  # type: ignore[attr-defined]
-    if labels in ((), tuple(map(str, range(classes)))):
-        return ()
-    if len(labels) != classes:
-        raise WrongInput(f"dataset {name!r} has {len(labels)} labels for {classes} classes. Write one for each class.")
-    return labels
+    if isinstance(function, partial) and function.func is read_table:
+        labels = read_labels(function.keywords["path"])[:classes]  # a last class may be in no training row
+    else:
+        labels = getattr(function, "labels", ())
+        told = isinstance(labels, tuple | list) and all(isinstance(label, str) for label in labels)
+        if not told or len(labels) not in (0, classes):
+            raise WrongInput(
+                f"dataset {name!r} has {classes} classes and labels={labels!r}. Write a name for each class, in order: "
+                "('cat', 'dog')."
+            )
+    numbers = (tuple(f"{number}" for number in range(classes)), tuple(f"{number}.0" for number in range(classes)))
+    return () if tuple(labels) in numbers else tuple(labels)
 
 
 def dataset_named(name: str) -> DatasetFunction:

@@ -41,7 +41,7 @@ class Champion(BaseModel, frozen=True, extra="forbid"):
     version: int = Field(ge=1)
     evidence: str = Field("", description="SHA-256 of its newest evidence; empty where it has none")
     report: RobustnessReport
-    passed: Asked = Field(Asked(), description="what it was asked when it became champion")
+    asked: Asked = Field(Asked(), description="what it was asked when it became champion")
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -89,18 +89,18 @@ def against(champion: RobustnessReport, report: RobustnessReport, policy: Policy
     return checks
 
 
-def asks_as_much(report: RobustnessReport, passed: Asked, policy: Policy) -> list[Check]:
+def asks_as_much(report: RobustnessReport, asked: Asked, policy: Policy) -> list[Check]:
     """Whether the report answers all that the champion was asked: easier questions make no better model.
 
     Empty where the policy lets a version be asked less.
     """
     if policy.may_ask_less:
         return []
-    asked = [threat.threat for threat in report.threats]
+    here = [threat.threat for threat in report.threats]
     pairs = {(pair.source, pair.target) for threat in report.threats for pair in threat.pairs}
-    missing = [str(before) for before in passed.threats if not any(threat.covers(before) for threat in asked)]
-    missing += [f"class {one} taken for {other}" for one, other in passed.critical_pairs if (one, other) not in pairs]
-    missing += [f"what {passed.unreadable} says, which cannot be read"] if passed.unreadable else []
+    missing = [str(before) for before in asked.threats if not any(threat.covers(before) for threat in here)]
+    missing += [f"class {one} taken for {other}" for one, other in asked.critical_pairs if (one, other) not in pairs]
+    missing += [f"what {asked.unreadable} says, which cannot be read"] if asked.unreadable else []
     if not missing:
         return [
             Check(name="champion's questions", outcome="pass", reason="all that the champion was asked was asked again")

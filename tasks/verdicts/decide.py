@@ -31,13 +31,13 @@ def judge(
     now: datetime | None = None,
     *,
     replays: Sequence[ReplayReport] = (),
-    passed: Asked = NOTHING,
+    asked: Asked = NOTHING,
 ) -> Verdict:
     """The verdict on a report, and on what it lost against the champion if there is one.
 
     A check on a number that is void says neither pass nor fail. now: by default the clock's; the champion's report
     must not be older than the policy allows. replays: what the stored examples of earlier versions did.
-    passed: what the champion was asked when it became that, all of which is to be asked again.
+    asked: what the champion was asked when it became that, all of which is to be asked again.
     """
     clean = _floor("clean accuracy", report.clean, policy.clean_floor)
     checks = [_enough(report, policy), _numbers(report), believed(clean, trust_in_clean(report))]
@@ -50,7 +50,7 @@ def judge(
         checks += [believed(_replayed(r, threat, floor, report.confidence), trust) for r in _of(replays, threat)]
     checks += _covered(report, policy)
     if champion is not None:
-        checks += against(champion, report, policy, now) + asks_as_much(report, passed, policy)
+        checks += against(champion, report, policy, now) + asks_as_much(report, asked, policy)
     return Verdict.of(checks)
 
 

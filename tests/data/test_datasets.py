@@ -174,9 +174,13 @@ def test_what_classes_are_called_comes_from_the_column_or_the_function(table, tm
     monkeypatch.setattr(as_torch_dataset, "labels", ("no", "yes"), raising=False)
     own = f"{__name__}:as_torch_dataset"
     assert describe(own, load(own)).labels == ("no", "yes")
-    monkeypatch.setattr(as_torch_dataset, "labels", ("no",), raising=False)
-    with pytest.raises(WrongInput, match="1 labels for 2 classes"):
-        describe(own, load(own))
+    for wrong in (("no",), "ab", None, (0, 1)):
+        monkeypatch.setattr(as_torch_dataset, "labels", wrong, raising=False)
+        with pytest.raises(WrongInput, match=r"has 2 classes and labels=.* Write a name for each class"):
+            describe(own, load(own))
+    frame[" Class "] = frame[" Class "].map({"malignant": 0.0, "benign": 1.0})
+    frame.to_csv(tmp_path / "named.csv", index=False)
+    assert describe(named, load(named)).labels == ()  # 0.0 and 1.0
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_a_model_that_hides_its_slope_does_not_pass_the_check(parts, monkeypatch
         (["models:/a/b/c", "--dataset", "digits", "--eps", "0.1"], "models:/NAME@champion"),
         (["edge:threshold", "--dataset", "edge:even", "--eps", "15"], "eps='15/255'"),
         (["edge:threshold", "--dataset", "edge:even", "--eps", "0.1", "--norm", "l7"], "norm"),
-        (["edge:threshold", "--dataset", "edge:even", "--eps", "0.1", "--floor", "7"], "floor=0.5"),
+        (["edge:threshold", "--dataset", "edge:even", "--eps", "0.1", "--floor", "7"], "not in the range 0<=x<=1"),
         (["edge:Rounds.forward", "--dataset", "edge:even", "--eps", "0.1"], "edge"),
         (["edge:even", "--dataset", "edge:even", "--eps", "0.1"], "cannot be built"),
         (["edge:threshold", "--dataset", "edge:even", "--eps", "0.1", "--planted", "-3"], "planted"),

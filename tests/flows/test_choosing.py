@@ -11,12 +11,12 @@ from flows.asked import standing, usual
 from flows.config import EvaluateConfig
 from flows.harden import harden_model, why_not
 from flows.plans import adopt, digest_of, how, plan_of, remember
-from flows.recipes import two_kinds
+from flows.recipes import configured, two_kinds
 from flows.watch import BROKE, RETRY, _asked, due, why_stale
 from tasks.data import Data, describe, load
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.ledger import write_findings
-from tasks.plan import HARDENED, PLAN, Hardening, keep_plan, last_hardening, note_hardening, why_wait
+from tasks.plan import HARDENED, PLAN, Hardening, keep_plan, last_hardening, note_hardening, plan_digest, why_wait
 from tasks.posture import Record
 from tasks.posture.finding import Observation
 from tasks.posture.findings import advance
@@ -187,7 +187,7 @@ def test_a_run_that_takes_the_place_of_another_plan_says_what_it_changes(home, c
     assert caplog.text == ""
     remember(two_kinds(), "fail")
     assert plan_of(NAME) == adopted
-    assert f"the plan of {NAME} stays, since this run did not pass; it changes: policy. " in caplog.text
+    assert f"the plan of {NAME} stays, since this run did not pass; its config differs in: policy. " in caplog.text
     remember(two_kinds(), "pass")
     assert f"the plan of {NAME} is this run's config from now on; changed: policy\n" in caplog.text
     tag_model(NAME, {PLAN: "no JSON"})
@@ -200,6 +200,24 @@ def test_a_name_that_no_model_can_have_is_refused(home, name):
     with pytest.raises(WrongInput, match="name"):
         adopt(name, "digits")
     assert names() == ()
+
+
+def test_what_a_run_waives_is_waived_for_once_unless_somebody_adopts_it(home, caplog):
+    waives = configured("two-kinds", ("policy.may_ask_less=true",))
+    remember(waives)
+    assert not plan_of(NAME).policy.may_ask_less
+    remember(waives, "pass")
+    assert caplog.text == ""
+    adopt(NAME, "two-kinds", ("policy.may_ask_less=true",))
+    remember(two_kinds(), "pass")
+    assert plan_of(NAME).policy.may_ask_less
+    assert digest_of(two_kinds()) != digest_of(waives)
+    old = two_kinds().model_dump(mode="json")
+    del old["policy"]["may_ask_less"]  # a plan from before there was that word
+    assert digest_of(two_kinds()) == plan_digest(old, two_kinds().evaluation.resolved_suite().digest)
+    tag_model(NAME, {PLAN: json.dumps(old)})
+    remember(two_kinds(), "fail")
+    assert caplog.text == ""
 
 
 def test_a_plan_that_no_tag_holds_is_refused_before_anything_is_made(home):
@@ -308,10 +326,11 @@ def test_a_crown_moves_the_alias_keeps_the_one_before_and_closes_what_was_mended
     mended = advance(advance(None, observation(1, "fail")), observation(2, "pass", "pass"))
     write_findings(NAME, [mended])
     assert mended.closed_at is None
-    crown.fn(NAME, 2)
+    assert crown.fn(NAME, 2, "r", against=1)
     assert aliases(NAME) == {"champion": 2, "previous": 1}
     assert known_of(NAME).findings[0].closed_at is not None
-    crown.fn(NAME, 2)  # once more changes nothing
+    assert crown.fn(NAME, 2, "r", against=2)  # once more changes nothing
+    assert not crown.fn(NAME, 3, "r", against=1)  # who was compared with another champion
     assert aliases(NAME) == {"champion": 2, "previous": 1}
 
 

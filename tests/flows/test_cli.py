@@ -70,7 +70,7 @@ def test_wrong_input_ends_with_3_and_says_what_to_write(words, hint, monkeypatch
 
 
 def test_no_words_at_all_show_the_help(monkeypatch, capsys):
-    assert call(monkeypatch) == 0
+    assert call(monkeypatch) == 3
     assert "Redoubt doubts your models again." in capsys.readouterr().out
 
 

@@ -13,14 +13,17 @@ from tasks.decide import decide, warn_of_few_samples
 from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
 from tasks.evaluate import champion_report, evaluate_robustness
 from tasks.fetch import fetch_version
+from tasks.home import folder as home_folder
 from tasks.metrics import EvaluationConfig, RobustnessReport
 from tasks.models import StoredModel, fit
 from tasks.promote import enter, promote, roll_back
 from tasks.record import record
 from tasks.results import load_adversarial
-from tasks.track import aliases, client, load_bytes, open_run, open_stage, registered
+from tasks.track import CROWNED, aliases, client, load_bytes, open_run, open_stage, registered, tag_version
 from tasks.train import release, train_model
 from tasks.verdicts import Policy, Verdict
+from tasks.verify import verify_model
+from tasks.vouch import asked_when_crowned
 
 CONFIG = two_kinds()
 QUICK = CONFIG.training.model_copy(update={"epochs": 1})
@@ -91,7 +94,7 @@ def test_numbers_measured_on_select_bear_that_name(model, data, run_id):
 def entered(model: StoredModel, report: RobustnessReport, verdict: Verdict) -> int:
     """The version that the model became, under the alias that the verdict gives it."""
     number = enter.fn("m", model, report, verdict)
-    promote.fn("m", number, model, report, verdict)
+    promote.fn("m", number, model, report, verdict, against=aliases("m").get("champion"))
     return number
 
 
@@ -116,36 +119,59 @@ def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_
     assert tags["redoubt.suite_digest"] == report.threats[0].suite_digest
 
 
+def test_a_champion_that_was_crowned_meanwhile_stays(model, data, run_id, caplog):
+    report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
+    passed = decide.fn(model, report, LENIENT)
+    for number, against in ((1, None), (2, 1), (3, 1), (4, None)):
+        assert enter.fn("m", model, report, passed) == number
+        promote.fn("m", number, model, report, passed, against=against)
+    assert aliases("m") == {"champion": 2, "previous": 1, "challenger": 4}
+    assert "version 3 of 'm' passed, but against version 1; champion is version 2 by now" in caplog.text
+    assert "version 4 of 'm' passed, but against no champion" in caplog.text
+
+
 def test_easier_questions_do_not_move_the_champion(data, run_id):
     """A weak model passes at a tiny radius; the champion had passed at a larger one, and stays."""
     (threat,) = EVALUATION.threats
     easy = EVALUATION.model_copy(update={"threats": (threat.model_copy(update={"eps": threat.eps / 10}),)})
-    asked = {"policy": LENIENT.model_dump(mode="json")}
 
-    def ask(config: EvaluationConfig, policy: Policy = LENIENT, *, forget: bool = False) -> str:
+    def told(stored: StoredModel, number: int | None, config: EvaluationConfig, policy: Policy, best=None) -> Verdict:
+        report = evaluate_robustness.fn(stored, data, config, split="test", run_id=run_id)
+        verdict = decide.fn(stored, report, policy, champion=best)
+        asked = {"evaluation": config.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
+        new = enter.fn("m", stored, report, verdict) if number is None else number
+        record.fn("m", new, stored, data, report, verdict, asked, champion=best, run_id=run_id)
+        if number is None:
+            promote.fn("m", new, stored, report, verdict, against=best.version if best else None)
+        return verdict
+
+    def ask(config: EvaluationConfig, policy: Policy = LENIENT) -> str:
         champion = champion_report.fn("m", data, config, max_age_days=30, run_id=run_id)
         stored = train_model.fn(data, QUICK, stage=f"try-{len(registered('m'))}", run_id=run_id)
-        report = evaluate_robustness.fn(stored, data, config, split="test", run_id=run_id)
-        verdict = decide.fn(stored, report, policy, champion=champion)
-        number = entered(stored, report, verdict)
-        if not forget:
-            evaluation = {"evaluation": config.model_dump(mode="json")}
-            record.fn("m", number, stored, data, report, verdict, asked | evaluation, champion=champion, run_id=run_id)
-        return verdict.outcome
+        return told(stored, None, config, policy, champion).outcome
 
-    assert ask(EVALUATION, forget=True) == "pass"  # whose record is lost
+    assert ask(EVALUATION) == "pass"
     assert ask(easy) == "cannot tell"
     assert aliases("m") == {"champion": 1, "challenger": 2}
     assert ask(easy, LENIENT.model_copy(update={"may_ask_less": True})) == "pass"
     assert ask(EVALUATION) == "pass"
     assert ask(easy) == "cannot tell"
     assert aliases("m") == {"champion": 4, "challenger": 5, "previous": 3}
+
     curious = EVALUATION.model_copy(update={"threats": (ThreatModel(norm="l1", eps=0.1),)})
     stored = fetch_version(registered("m")[3], run_id=open_stage(run_id, "curious"))
-    report = evaluate_robustness.fn(stored, data, curious, split="test", run_id=run_id)
-    evaluation = {"evaluation": curious.model_dump(mode="json")}
-    record.fn("m", 4, stored, data, report, decide.fn(stored, report, LENIENT), asked | evaluation, run_id=run_id)
+    assert told(stored, 4, curious, LENIENT).outcome == "pass"
     assert ask(EVALUATION) == "pass"  # what else the champion was asked since binds nobody
+
+    crowned = registered("m")[5].tags[CROWNED]
+    for forged in (registered("m")[3].tags[CROWNED], stored.run_id, "0" * 32):  # of another version, or of none
+        tag_version("m", 6, {CROWNED: forged})
+        assert asked_when_crowned(registered("m")[5]).unreadable == f"run {forged}"
+        assert any(forged in one for one in verify_model("m", 6)[0].mismatches)
+    assert ask(EVALUATION) == "cannot tell"
+    tag_version("m", 6, {CROWNED: crowned})
+    assert asked_when_crowned(registered("m")[5]).threats == EVALUATION.threats
+    assert verify_model("m", 6)[0].mismatches == ()
 
 
 def test_rolling_back_without_a_previous_champion_is_refused(home):
@@ -217,6 +243,22 @@ def test_training_goes_on_from_the_checkpoint_of_a_killed_run(data, run_id, monk
     release(data, {"resumed": config})
     assert not calls[-1].exists()
     assert len(list(calls[-1].parent.glob("*.pt"))) == 1  # the other stage's
+
+
+def test_what_was_trained_under_another_defence_or_network_is_not_taken(tmp_path, monkeypatch, data, run_id):
+    defence, net = "def mine(model, x, y, *, threat, rng):\n    return model(x).square().mean()", tmp_path / "lossy.py"
+    net.write_text(f"from torch import nn\n\ndef small():\n    return nn.Linear(201, 2)\n\n{defence}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = QUICK.model_copy(update={"model": "lossy:small", "defence": "lossy:mine"})
+    train_model.fn(data, config, stage="edited", run_id=run_id)
+    train_model.fn(data, config, stage="edited", run_id=run_id)
+    found = sys.modules["lossy"].__file__
+    assert len(list(home_folder("checkpoints").glob("edited-*.pt"))) == 1
+    Path(found).write_text(net.read_text().replace("square()", "abs()"))
+    train_model.fn(data, config, stage="edited", run_id=run_id)
+    assert len(list(home_folder("checkpoints").glob("edited-*.pt"))) == 2
+    release(data, {"edited": config})
+    assert not list(home_folder("checkpoints").glob("edited-*.pt"))
 
 
 def test_a_model_of_the_wrong_width_is_refused_before_training(data, run_id):

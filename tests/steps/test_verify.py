@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import create_engine, text
 
 from flows.recipes import two_kinds
+from tasks import audit
 from tasks.data import Data, describe, load
 from tasks.decide import decide
 from tasks.errors import EvidenceBroken
@@ -79,7 +80,7 @@ def measured(model: StoredModel, data: Data, policy: Policy, run_id: str, versio
     asked = {"evaluation": EVALUATION.model_dump(mode="json"), "policy": policy.model_dump(mode="json")}
     sha: str = record.fn(NAME, number, model, data, report, verdict, asked, run_id=run_id)
     if version is None:
-        promote.fn(NAME, number, model, report, verdict)
+        promote.fn(NAME, number, model, report, verdict, against=None)
     return sha
 
 
@@ -290,6 +291,20 @@ def measured_again(number: int, policy: Policy = LENIENT) -> str:
         return measured(stored, data_of(), policy, run_id, number)
 
 
+def test_a_card_that_is_gone_is_found_though_its_run_is_called_stopped(store):
+    run_id = newest_record(registered(NAME)[0]).run_id
+    card = Path(client().get_run(run_id).info.artifact_uri.removeprefix("file://")) / CARD
+    kept = card.read_bytes()
+    card.unlink()
+    client().set_terminated(run_id, "KILLED")
+    try:
+        said = [one for each in verify_model(NAME) for one in each.mismatches]
+    finally:
+        card.write_bytes(kept)
+        client().set_terminated(run_id, "FINISHED")
+    assert any(run_id in one and CARD in one for one in said)
+
+
 @pytest.mark.parametrize("written", ["nothing", "some", "all"])
 def test_an_evaluation_that_was_stopped_as_it_wrote_is_noted_and_hides_nothing_else(store, monkeypatch, written):
     module = sys.modules[record.fn.__module__]
@@ -320,6 +335,12 @@ def test_an_evaluation_that_was_stopped_as_it_wrote_is_noted_and_hides_nothing_e
             said = [one for each in verify_model(NAME) for one in each.mismatches]
             assert bool(said) == (written != "nothing"), what
         tag_model(NAME, {WRITING: told})
+        known, newest = known_of(NAME), parse(load_bytes(f"runs:/{newest_record(registered(NAME)[1]).run_id}/{FILE}"))
+        assert audit._stopped(known, newest, None).run_id == told[:32]
+        assert audit._stopped(replace(known, name="other"), newest, None) is None  # evidence of another model
+        client().set_tag(told[:32], "redoubt.evidence", told[33:])  # that was recorded, and the version's tag set back
+        assert audit._stopped(known, newest, None) is None
+        client().delete_tag(told[:32], "redoubt.evidence")
         (finding, *_) = known_of(NAME).findings
         write_findings(NAME, [finding.model_copy(update={"says": "nothing much"})])
         assert any(finding.id in one for each in verify_model(NAME) for one in each.mismatches)

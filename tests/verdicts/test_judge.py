@@ -141,7 +141,7 @@ def test_a_pass_answers_all_that_the_champion_passed_under(report):
     assert asked.threats == (LINF, L2)
 
     def outcome(passed: Asked, policy: Policy = policy, report: RobustnessReport = report) -> tuple[str, str]:
-        verdict = judge(report, policy, report, NOW, passed=passed)
+        verdict = judge(report, policy, report, NOW, asked=passed)
         return verdict.outcome, verdict.reasons[0]
 
     assert outcome(asked)[0] == "pass"
