@@ -90,7 +90,7 @@ def reproduce(run_id: str, as_json: bool) -> None:
     from flows.settle import settle
 
     settle()
-    from tasks.verify import reproduce_run
+    from tasks.reproduce import reproduce_run
 
     found = reproduce_run(run_id)
     click.echo(json.dumps(asdict(found) | {"same": found.same}, indent=2) if as_json else "\n".join(found.lines()))

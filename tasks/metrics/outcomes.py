@@ -168,20 +168,14 @@ def measure(
         meter.reseed = torch.Generator().manual_seed(seed) if reseed else None
         meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
-        asked, probing = (meter.forward_samples, meter.backward_samples), time.perf_counter() - started
+        begun = meter.forward_samples, meter.backward_samples, time.perf_counter() - started
         how: dict[str, Any] = {"threat": threat, "suite": suite, "seed": seed, "coarse": coarse}
         attack: Callable[..., Cell] = partial(attack_cell, meter, attack_seconds=attack_seconds, **how)
         if store is not None and weights:
             attack = partial(known_cell, store, _facts(meter, x, weights=weights, **how), suite.under(threat), attack)
         cells = list(_cells(attack, x, y, warm, bar, f"{suite.name}, {threat}", block))
-    return replace(
-        _joined(cells, threat=threat, suite=suite, seed=seed),
-        forward_samples=asked[0] + sum(cell.forward_samples for cell in cells),
-        backward_samples=asked[1] + sum(cell.backward_samples for cell in cells),
-        seconds=probing + sum(cell.seconds for cell in cells),
-        precision="bf16" if coarse else "fp32",
-        draws=meter.draws,
-    )
+    found = _joined(cells, begun, threat=threat, suite=suite, seed=seed)
+    return replace(found, precision="bf16" if coarse else "fp32", draws=meter.draws)
 
 
 def _cells(
@@ -210,8 +204,10 @@ def _tell(bar: Progress, row: TaskID, what: str, n: int, attack: str, standing: 
     bar.update(row, description=f"{what}: {attack}, {standing} of {n} stand")
 
 
-def _joined(cells: Sequence[Cell], *, threat: ThreatModel, suite: Suite, seed: int) -> Outcomes:
-    """The cells' results, one after another."""
+def _joined(
+    cells: Sequence[Cell], begun: tuple[int, int, float], *, threat: ThreatModel, suite: Suite, seed: int
+) -> Outcomes:
+    """The cells' results, one after another. begun: passes, forward and backward, and seconds before the first."""
     rows = [_of_attack(name, cells) for name in dict.fromkeys(t.config.name for t in cells[0].tallies)]
 
     def whole(name: str) -> Tensor:
@@ -234,6 +230,9 @@ def _joined(cells: Sequence[Cell], *, threat: ThreatModel, suite: Suite, seed: i
         dropped=whole("dropped"),
         capped=any(cell.capped for cell in cells),
         problems=tuple(problems),
+        forward_samples=begun[0] + sum(cell.forward_samples for cell in cells),
+        backward_samples=begun[1] + sum(cell.backward_samples for cell in cells),
+        seconds=begun[2] + sum(cell.seconds for cell in cells),
     )
 
 

@@ -36,9 +36,10 @@ from tasks.posture.finding import Observation
 from tasks.posture.findings import advance
 from tasks.posture.mending import alike
 from tasks.recall import known_of, newest_record
+from tasks.reproduce import reproduce_run
 from tasks.results import load_adversarial, load_json
 from tasks.track import aliases, client, load_bytes, registered, tag_version
-from tasks.verify import reproduce_run, verify_model
+from tasks.verify import verify_model
 
 pytestmark = pytest.mark.server
 NAME = "two-kinds"
