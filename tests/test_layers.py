@@ -10,21 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 VERBS = {
     *("announce", "audit", "candidates", "decide", "doctor", "evaluate", "fetch", "gpu", "ledger", "plan", "promote"),
-    *(
-        "prove",
-        "publish",
-        "recall",
-        "record",
-        "replay",
-        "reproduce",
-        "reserve",
-        "results",
-        "shard",
-        "track",
-        "train",
-        "validate",
-    ),
-    *("verify", "vouch", "workers"),
+    *("prove", "publish", "recall", "record", "replay", "reproduce", "reserve", "results", "shard", "track", "train"),
+    *("validate", "verify", "vouch", "workers"),
 }
 BASE = {"errors", "files", "home", "locks", "lookup", "parts", "redact", "statistics"}
 BELOW = {  # what each noun may import, besides the base and itself
