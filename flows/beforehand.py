@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 from flows.config import EvaluateConfig, PipelineConfig
@@ -16,6 +16,7 @@ from tasks.metrics.pairs import check_classes
 from tasks.models import MODELS, TrainingConfig, build, check_model
 
 Stage = Literal["training", "hardening"]
+ELSEWHERE = re.compile(r"[:/]|\.csv$")  # in the name of what may be on another machine only
 
 
 def check_parts(config: PipelineConfig | EvaluateConfig, *, here: bool = True) -> None:
@@ -23,20 +24,20 @@ def check_parts(config: PipelineConfig | EvaluateConfig, *, here: bool = True) -
 
     here: whether files and modules must be on this machine; else only short names are looked at, which all know.
     """
-    names, looks = dict[str, str](), dict[str, Callable[[], object]]()
-    names["dataset"], looks["dataset"] = config.dataset, lambda: dataset_named(config.dataset)
-    attacks = [attack.name for attack in config.evaluation.attacks]
-    names["evaluation"], looks["evaluation"] = " ".join(attacks), config.evaluation.resolved_suite
+    attacks = " ".join(attack.name for attack in config.evaluation.attacks)
+    looks: list[tuple[str, str, Callable[[], object]]] = [  # a key, the name there, and the look at it
+        ("dataset", config.dataset, lambda: dataset_named(config.dataset)),
+        ("evaluation", attacks, config.evaluation.resolved_suite),
+    ]
     if isinstance(config, EvaluateConfig):
-        names["model"], looks["model"] = config.model, lambda: check_named(config.model)
+        looks.append(("model", config.model, lambda: check_named(config.model)))
     else:
-        looks["policy.floors"] = lambda: _check_floors(config)
         for key, training in _trainings(config, ("training", "hardening")):
-            names[f"{key}.model"], names[f"{key}.defence"] = training.model, training.defence
-            looks[f"{key}.model"] = partial(lookup, "model", training.model, MODELS)
-            looks[f"{key}.defence"] = partial(lookup, "defence", training.defence, DEFENCES)
-    known = [key for key in looks if here or not re.search(r"[:/]|\.csv$", names.get(key, ""))]
-    mistakes = [f"{key}: {said}" for key in known for said in _said(looks[key])]
+            looks.append((f"{key}.model", training.model, partial(lookup, "model", training.model, MODELS)))
+            looks.append((f"{key}.defence", training.defence, partial(lookup, "defence", training.defence, DEFENCES)))
+        looks.append(("policy.floors", "", lambda: _check_floors(config)))
+    known = [(key, look) for key, name, look in looks if here or not ELSEWHERE.search(name)]
+    mistakes = [f"{key}: {said}" for key, look in known for said in _said(look)]
     if mistakes:
         raise WrongInput("\n".join(dict.fromkeys(mistakes)))
 
@@ -50,12 +51,10 @@ def check_fit(config: PipelineConfig, data: Data, *, trains: Sequence[Stage]) ->
     x, _ = load_split(data, "test")
     for threat in config.evaluation.threats:
         check_x(x, threat)
-    seen = set[str]()
+    fits = cache(lambda name: [*_said(lambda: check_model(build(name), name, x[:2], data.classes))])
     for key, training in _trainings(config, trains):
-        may = key == "training" or config.policy.max_rounds > 0
-        if may and training.model not in seen:
-            seen.add(training.model)
-            for said in _said(lambda name=training.model: check_model(build(name), name, x[:2], data.classes)):  # type: ignore[misc]
+        if key == "training" or config.policy.max_rounds > 0:
+            for said in fits(training.model):
                 raise WrongInput(f"{key}.model: {said}")
 
 

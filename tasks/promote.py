@@ -73,8 +73,8 @@ def move_champion(name: str, number: int, run_id: str, *, against: int | None) -
     if before == number:
         return True
     if before != against:
-        told = "version %d of %r passed, but against %s; champion is version %d by now. Compare them: redoubt reattack"
-        log.warning(f"{told} %s --versions %d --again", number, name, _champion(against), before, name, number)
+        told = "version %d of %r passed, but against %s, and there is %s by now. Compare them: redoubt reattack %s"
+        log.warning(f"{told} --versions %d --again", number, name, _champion(against), _champion(before), name, number)
         return False
     tag_version(name, number, {CROWNED: run_id})
     if before is not None:
@@ -84,7 +84,7 @@ def move_champion(name: str, number: int, run_id: str, *, against: int | None) -
 
 
 def _champion(number: int | None) -> str:
-    return "no champion" if number is None else f"version {number}"
+    return "no champion" if number is None else f"champion {number}"
 
 
 @task(name="roll-back", cache_policy=NO_CACHE)

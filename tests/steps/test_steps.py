@@ -126,7 +126,7 @@ def test_a_champion_that_was_crowned_meanwhile_stays(model, data, run_id, caplog
         assert enter.fn("m", model, report, passed) == number
         promote.fn("m", number, model, report, passed, against=against)
     assert aliases("m") == {"champion": 2, "previous": 1, "challenger": 4}
-    assert "version 3 of 'm' passed, but against version 1; champion is version 2 by now" in caplog.text
+    assert "version 3 of 'm' passed, but against champion 1, and there is champion 2 by now" in caplog.text
     assert "version 4 of 'm' passed, but against no champion" in caplog.text
 
 
