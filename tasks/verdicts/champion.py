@@ -13,6 +13,7 @@ from tasks.verdicts.checks import Check, Outcome
 from tasks.verdicts.policy import Policy
 from tasks.verdicts.trust import believed, trust_in_clean, trust_under
 
+ASKED = "champion's questions"  # how the check is called
 CLOCKS_DIFFER = timedelta(days=1)  # a timestamp further ahead than this is a wrong one
 
 
@@ -100,16 +101,15 @@ def asks_as_much(report: RobustnessReport, asked: Asked, policy: Policy) -> list
     pairs = {(pair.source, pair.target) for threat in report.threats for pair in threat.pairs}
     missing = [str(before) for before in asked.threats if not any(threat.covers(before) for threat in here)]
     missing += [f"class {one} taken for {other}" for one, other in asked.critical_pairs if (one, other) not in pairs]
-    missing += [f"what {asked.unreadable} says, which cannot be read"] if asked.unreadable else []
-    if not missing:
-        return [
-            Check(name="champion's questions", outcome="pass", reason="all that the champion was asked was asked again")
-        ]
-    reason = (
-        f"the champion passed under {', '.join(dict.fromkeys(missing))}, which was not asked here; ask for it too, "
-        "or let a version take its place with less: policy.may_ask_less=true"
-    )
-    return [Check(name="champion's questions", outcome="cannot tell", reason=reason)]
+    or_less = "or let a version take its place with less, this once: policy.may_ask_less=true"
+    if asked.unreadable:
+        reason = f"what the champion was asked cannot be read ({asked.unreadable}); restore it, {or_less}"
+    elif missing:
+        named = ", ".join(dict.fromkeys(missing))
+        reason = f"the champion passed under {named}, which was not asked here; ask for it too, {or_less}"
+    else:
+        return [Check(name=ASKED, outcome="pass", reason="what the champion was asked was asked again")]
+    return [Check(name=ASKED, outcome="cannot tell", reason=reason)]
 
 
 def _network(report: RobustnessReport) -> tuple[str, str]:

@@ -154,7 +154,7 @@ def test_a_pass_answers_all_that_the_champion_passed_under(report):
         assert outcome(Asked(threats=(LINF, wider)), Policy(floor=0.5, may_ask_less=True))[0] == "pass"
     assert outcome(Asked(critical_pairs=((1, 0),)))[0] == "cannot tell"
     assert outcome(Asked(critical_pairs=((0, 1),)))[0] == "pass"  # which the report holds
-    assert "run 7f says, which cannot be read" in outcome(Asked(unreadable="run 7f"))[1]
+    assert "what the champion was asked cannot be read (run 7f); restore it" in outcome(Asked(unreadable="run 7f"))[1]
 
 
 @pytest.mark.parametrize(
