@@ -129,7 +129,7 @@ def test_a_run_on_empty_stores_prints_one_object(tmp_path):
     with sqlite3.connect(tmp_path / "new" / "prefect" / "prefect.db") as database:
         names = [row[0] for row in database.execute("select name from task_run where state_type = 'COMPLETED'")]
         assert database.execute("select state_type from flow_run").fetchall() == [("COMPLETED",)]
-    assert len(names) == 17, names  # none was lost when the server ended
+    assert len(names) == 19, names  # none was lost when the server ended
 
 
 @pytest.mark.parametrize(
