@@ -1,9 +1,8 @@
 """What a config gets wrong, told before anything is started, attacked or trained."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
-from typing import Literal
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from flows.config import EvaluateConfig, PipelineConfig
 from tasks.data import Data, dataset_named, load_split
@@ -13,9 +12,8 @@ from tasks.fetch import check_named
 from tasks.lookup import lookup
 from tasks.metrics.inputs import check_x
 from tasks.metrics.pairs import check_classes
-from tasks.models import MODELS, TrainingConfig, build, check_model
+from tasks.models import MODELS, build, check_model
 
-Stage = Literal["training", "hardening"]
 ELSEWHERE = re.compile(r"[:/]|\.csv$")  # in the name of what may be on another machine only
 
 
@@ -32,7 +30,7 @@ def check_parts(config: PipelineConfig | EvaluateConfig, *, here: bool = True) -
     if isinstance(config, EvaluateConfig):
         looks.append(("model", config.model, lambda: check_named(config.model)))
     else:
-        for key, training in _trainings(config, ("training", "hardening")):
+        for key, training in (("training", config.training), ("hardening", config.hardening)):
             looks.append((f"{key}.model", training.model, partial(lookup, "model", training.model, MODELS)))
             looks.append((f"{key}.defence", training.defence, partial(lookup, "defence", training.defence, DEFENCES)))
         looks.append(("policy.floors", "", lambda: _check_floors(config)))
@@ -42,25 +40,19 @@ def check_parts(config: PipelineConfig | EvaluateConfig, *, here: bool = True) -
         raise WrongInput("\n".join(dict.fromkeys(mistakes)))
 
 
-def check_fit(config: PipelineConfig, data: Data, *, trains: Sequence[Stage]) -> None:
+def check_fit(config: PipelineConfig, data: Data) -> None:
     """Raise WrongInput where the validated data cannot be measured or trained on in the way that the config asks.
 
-    trains: which of the two trainings the run may come to.
+    Of the networks only one that training does not look at itself before it begins.
     """
     check_classes(config.evaluation.critical_pairs, data.classes)
     x, _ = load_split(data, "test")
     for threat in config.evaluation.threats:
         check_x(x, threat)
-    fits = cache(lambda name: [*_said(lambda: check_model(build(name), name, x[:2], data.classes))])
-    for key, training in _trainings(config, trains):
-        if key == "training" or config.policy.max_rounds > 0:
-            for said in fits(training.model):
-                raise WrongInput(f"{key}.model: {said}")
-
-
-def _trainings(config: PipelineConfig, keys: Sequence[Stage]) -> Iterator[tuple[Stage, TrainingConfig]]:
-    """The trainings of these names."""
-    return ((key, getattr(config, key)) for key in keys)
+    later = config.hardening.model
+    if config.policy.max_rounds > 0 and later != config.training.model:
+        for said in _said(lambda: check_model(build(later), later, x[:2], data.classes)):
+            raise WrongInput(f"hardening.model: {said}")
 
 
 def _said(look: Callable[[], object]) -> Iterator[str]:

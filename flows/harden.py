@@ -93,7 +93,7 @@ def _hardened(plan: Plan, failed: int | None, reason: str) -> Story:
     check_parts(plan)
     with open_run(plan.name, asked) as run_id:
         data = validate_data(plan.dataset, plan.contract, run_id=run_id)
-        check_fit(plan, data, trains=("hardening",))
+        check_fit(plan, data)
         note(plan, data, run_id, "started")
         champion = champion_report(
             plan.name, data, plan.evaluation, max_age_days=plan.policy.max_age_days, run_id=run_id

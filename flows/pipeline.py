@@ -32,7 +32,7 @@ def posture_pipeline(config: PipelineConfig) -> Story:
     check_parts(config)
     with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
-        check_fit(config, data, trains=("training", "hardening"))
+        check_fit(config, data)
         champion = champion_report(
             config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
         )

@@ -90,14 +90,14 @@ def main() -> None:
     recipe = sys.argv[1] if len(sys.argv) > 1 else "digits"
     with tempfile.TemporaryDirectory() as home:
         (cold, cold_by, cold_steps), (warm, warm_by, warm_steps) = measure(home, recipe), measure(home, recipe)
-    print(f"\n{'step':32}{'first run, s':>14}{'later run, s':>14}")
+    print(f"\n{'step':34}{'first run, s':>14}{'later run, s':>14}")
     for step in warm_steps:
-        print(f"{step:32}{cold_steps.get(step, 0):14.1f}{warm_steps[step]:14.1f}")
-    print(f"{'outside of the steps':32}{cold - sum(cold_steps.values()):14.1f}{warm - sum(warm_steps.values()):14.1f}")
-    print(f"{'wall':32}{cold:14.1f}{warm:14.1f}")
-    print(f"\n{'framework':32}{'first run, s':>14}{'later run, s':>14}")
-    for name in sorted(warm_by, key=lambda n: -warm_by[n]):
-        print(f"{name:32}{cold_by.get(name, 0):14.1f}{warm_by[name]:14.1f}")
+        print(f"{step:34}{cold_steps.get(step, 0):14.1f}{warm_steps[step]:14.1f}")
+    print(f"{'outside of the steps':34}{cold - sum(cold_steps.values()):14.1f}{warm - sum(warm_steps.values()):14.1f}")
+    print(f"{'wall':34}{cold:14.1f}{warm:14.1f}")
+    print(f"\n{'framework':34}{'first run, s':>14}{'later run, s':>14}")
+    for name in sorted({*cold_by, *warm_by}, key=lambda name: -cold_by.get(name, 0)):
+        print(f"{name:34}{cold_by.get(name, 0):14.1f}{warm_by.get(name, 0):14.1f}")
     rest = [sum(s for name, s in by.items() if name not in (*HEAVY, "tensor code")) for by in (cold_by, warm_by)]
     print(f"{'all but torch, tensor code and GX':34}{rest[0]:14.1f}{rest[1]:14.1f}")
     started = time.perf_counter()

@@ -12,7 +12,6 @@ from tasks.data import Data, describe, load
 from tasks.errors import WrongInput
 from tasks.track import client, names
 
-BOTH = ("training", "hardening")
 MASK = f"evaluation.threats=[{{norm: linf, eps: 0.1, mask: [{', '.join(['true'] * 7)}]}}]"
 WRONG = [
     ("dataset=two-kind", "dataset: unknown dataset 'two-kind'. Did you mean 'two-kinds'?"),
@@ -31,7 +30,6 @@ UNFIT = [
     ("evaluation.critical_pairs=[[0, 2]]", "critical_pairs names class 2, but the model knows 2 classes"),
     (MASK, "mask or scale has 7 entries, a sample 201 features"),
     ("evaluation.threats=[{norm: linf, eps: 0.1, bounds: [0.4, 0.6]}]", "but the threat model's bounds are 0.4..0.6"),
-    ("training.model=phishing-mlp", "training.model: model 'phishing-mlp' fails on x"),
     ("hardening.model=phishing-mlp", "hardening.model: model 'phishing-mlp' fails on x"),
 ]
 
@@ -47,7 +45,7 @@ def test_the_recipes_have_nothing_to_complain_of(name):
 
 
 def test_what_fits_is_let_through(data):
-    check_fit(two_kinds(), data, trains=BOTH)
+    check_fit(two_kinds(), data)
 
 
 @pytest.mark.parametrize(("change", "said"), WRONG)
@@ -67,14 +65,13 @@ def test_every_wrong_name_has_its_line():
 @pytest.mark.parametrize(("change", "said"), UNFIT)
 def test_a_config_that_does_not_fit_the_data_is_told(change, said, data):
     with pytest.raises(WrongInput) as refused:
-        check_fit(configured("two-kinds", (change,)), data, trains=BOTH)
+        check_fit(configured("two-kinds", (change,)), data)
     assert said in str(refused.value)
 
 
 def test_a_model_that_the_run_cannot_come_to_need_not_fit(data):
     never = configured("two-kinds", ("hardening.model=phishing-mlp", "policy.max_rounds=0"))
-    check_fit(never, data, trains=BOTH)
-    check_fit(configured("two-kinds", ("training.model=phishing-mlp",)), data, trains=("hardening",))
+    check_fit(never, data)
 
 
 @pytest.mark.parametrize("change", ["dataset=acme:tickets", "dataset=/data/t.csv", "hardening.defence=acme:smooth"])
