@@ -63,9 +63,9 @@ def test_the_attack_and_what_still_stands_are_told_to_a_terminal_alone(watched):
         assert seen == ""
         return
     attacks = set(re.findall(r"quick, L-inf 0\.1: ([\w-]+), \d+ of \d+ stand", seen))
-    assert attacks  # which of them is seen is for the clock to say
+    assert attacks  # which of them are seen, and of which block, is for the clock to say
     assert attacks <= {attack.name for attack in SUITES["quick"].attacks}
     stand = [(int(left), int(of)) for left, of in re.findall(r"(\d+) of (\d+) stand", seen)]
-    assert {of for _, of in stand} == {512, 88}  # both blocks
+    assert {of for _, of in stand} <= {512, 88}
     assert all(left <= of for left, of in stand)
     assert "100%" in seen
