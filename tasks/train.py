@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from prefect import task
@@ -63,7 +64,12 @@ def _code(model: nn.Module, loss: Defence) -> str:
     """Sixteen hex digits that change with the code that trains: the model's, the defence's, ours and torch's."""
     while isinstance(loss, partial):
         loss = loss.func
-    file = inspect.getsourcefile(inspect.unwrap(loss))
-    own = Path(file).read_text(encoding="utf-8") if file and Path(file).is_file() else repr(loss)
+    loss = inspect.unwrap(loss)
+    kind: Any = loss if inspect.isroutine(loss) else type(loss)  # an object may be called as well
+    try:
+        file = inspect.getsourcefile(kind)
+    except TypeError:  # it is built in
+        file = None
+    own = Path(file).read_text(encoding="utf-8") if file and Path(file).is_file() else kind.__qualname__
     ours = code_digest(Path(__file__).parent, ("attacks", "data", "defences", "models"))
     return hashlib.sha256("\0".join([code_of(model), own, ours, torch.__version__]).encode()).hexdigest()[:16]

@@ -92,8 +92,9 @@ def _labels(name: str, classes: int) -> tuple[str, ...]:
         labels = read_labels(function.keywords["path"])[:classes]  # a last class may be in no training row
     else:
         labels = getattr(function, "labels", ())
-        told = isinstance(labels, tuple | list) and all(isinstance(label, str) for label in labels)
-        if not told or len(labels) not in (0, classes):
+        if not isinstance(labels, str | tuple | list) or not all(isinstance(label, str) for label in labels):
+            return ()  # of an object that keeps something else under that name, such as the samples' classes
+        if isinstance(labels, str) or len(labels) not in (0, classes):
             raise WrongInput(
                 f"dataset {name!r} has {classes} classes and labels={labels!r}. Write a name for each class, in order: "
                 "('cat', 'dog')."

@@ -174,7 +174,10 @@ def test_what_classes_are_called_comes_from_the_column_or_the_function(table, tm
     monkeypatch.setattr(as_torch_dataset, "labels", ("no", "yes"), raising=False)
     own = f"{__name__}:as_torch_dataset"
     assert describe(own, load(own)).labels == ("no", "yes")
-    for wrong in (("no",), "ab", None, (0, 1)):
+    for other in (None, (0, 1), torch.arange(7)):  # which are no names
+        monkeypatch.setattr(as_torch_dataset, "labels", other, raising=False)
+        assert describe(own, load(own)).labels == ()
+    for wrong in (("no",), "ab"):
         monkeypatch.setattr(as_torch_dataset, "labels", wrong, raising=False)
         with pytest.raises(WrongInput, match=r"has 2 classes and labels=.* Write a name for each class"):
             describe(own, load(own))

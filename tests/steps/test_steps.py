@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from flows.recipes import two_kinds
 from tasks.attacks import ThreatModel
@@ -51,7 +52,6 @@ def test_a_trained_model_is_kept_without_pickle_and_comes_back(model, run_id):
     artifacts = [a.path for a in client().list_artifacts(model.run_id, "weights")]
     assert artifacts == ["weights/model.safetensors"]
     import mlflow.pytorch
-    import torch
 
     graph = mlflow.pytorch.load_model(model.model_uri)  # refused by MLflow if anything in it were a pickle
     from tasks.models import from_bytes
@@ -259,6 +259,24 @@ def test_what_was_trained_under_another_defence_or_network_is_not_taken(tmp_path
     assert len(list(home_folder("checkpoints").glob("edited-*.pt"))) == 2
     release(data, {"edited": config})
     assert not list(home_folder("checkpoints").glob("edited-*.pt"))
+
+
+class Smooth:
+    """A defence that is an object."""
+
+    def __call__(self, model, x, y, *, threat, rng):
+        return torch.nn.functional.cross_entropy(model(x), y, label_smoothing=0.1)
+
+
+smooth = Smooth()
+
+
+def test_a_defence_may_be_an_object_that_is_called(data, run_id):
+    config = QUICK.model_copy(update={"defence": f"{__name__}:smooth"})
+    assert train_model.fn(data, config, stage="object", run_id=run_id).digest
+    (first,) = home_folder("checkpoints").glob("object-*.pt")
+    train_model.fn(data, config, stage="object", run_id=run_id)
+    assert [*home_folder("checkpoints").glob("object-*.pt")] == [first]
 
 
 def test_a_model_of_the_wrong_width_is_refused_before_training(data, run_id):
