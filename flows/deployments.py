@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tasks.doctor import require_prefect
 from tasks.errors import StoreUnreachable, WrongInput
 
 if TYPE_CHECKING:
@@ -24,18 +25,19 @@ def deploy_all(pool: str = "redoubt", *, watch_every: int | None = None) -> list
     watch_every: seconds between two watches; those of infra/prefect.yaml if none. Raises WrongInput without a server,
     and StoreUnreachable where it does not do as it is told.
     """
-    if not os.environ.get("PREFECT_API_URL"):
+    server = os.environ.get("PREFECT_API_URL")
+    if not server:
         raise WrongInput(
             "PREFECT_API_URL names no server to deploy to. Write e.g. PREFECT_API_URL=http://127.0.0.1:4200/api "
             "redoubt deploy, or let one machine do it all: redoubt serve"
         )
+    require_prefect(server)
     plan = read_deployments(pool, watch_every)
     from prefect.client.orchestration import get_client
 
     from flows.automations import ensure_automations
 
     with get_client(sync_client=True) as client:
-        _answers(client)
         told = [_ensure_pool(client, pool), _ensure_limit(client)]
         _deploy(plan)
         told += [_told(client, deployment["entrypoint"], deployment["name"]) for deployment in plan["deployments"]]
@@ -51,17 +53,6 @@ def read_deployments(pool: str, watch_every: int | None) -> dict[str, Any]:
         if deployment["name"] == "watch" and watch_every:
             deployment["schedules"] = [deployment["schedules"][0] | {"interval": watch_every}]
     return plan
-
-
-def _answers(client: "SyncPrefectClient") -> None:
-    url = os.environ["PREFECT_API_URL"]
-    try:
-        client.hello().raise_for_status()
-    except Exception as error:  # of whatever kind: refused, no such host, no credentials
-        raise StoreUnreachable(
-            f"no Prefect server answers at {url} ({error}). Start it, correct PREFECT_API_URL, or give the "
-            "credentials: PREFECT_API_AUTH_STRING"
-        ) from error
 
 
 def _ensure_pool(client: "SyncPrefectClient", name: str) -> str:

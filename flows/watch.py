@@ -28,6 +28,7 @@ from tasks.track import names as registered_names
 from tasks.verdicts import Policy
 
 BROKE = "redoubt.broke"  # a tag of a version that could not be measured: when, and what was asked
+NONE = "No model is registered, or none that may be read: nothing was looked at."
 RETRY = timedelta(hours=6)  # until the very same is asked of it again
 RECORDING = timedelta(minutes=15)  # from registering a version to its record, at most
 
@@ -40,6 +41,7 @@ class Watched(BaseModel, frozen=True, extra="forbid"):
     stale: tuple[str, ...] = Field((), description="live versions whose evidence was too old")
     overdue: tuple[str, ...] = Field((), description="findings that are open for too long")
     unplanned: tuple[str, ...] = Field((), description="models of which nobody knows how to measure them")
+    looked_at: tuple[str, ...] = Field((), description="registered models")
 
     def with_more(self, other: "Watched") -> "Watched":
         """Both together."""
@@ -52,7 +54,9 @@ class Watched(BaseModel, frozen=True, extra="forbid"):
         told += [f"{where}: its evidence was too old." for where in self.stale]
         told += [f"finding {finding} is open for too long." for finding in self.overdue]
         told += [f"{name}: nobody has said how to measure it: redoubt adopt {quote(name)}" for name in self.unplanned]
-        return told or ["Every version stands as it should."]
+        return told or [
+            f"Every version of {', '.join(self.looked_at)} stands as it should." if self.looked_at else NONE
+        ]
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ def watch(names: list[str] | None = None, promote: bool = False) -> Watched:
     place. Neither a version nor a model that breaks keeps the others from being measured.
     """
     data_of = cache(lambda dataset: describe(dataset, load(dataset)))
-    found, looked_at = Watched(), registered_names() if names is None else names
+    looked_at = registered_names() if names is None else names
+    found = Watched(looked_at=tuple(looked_at))
     for name in looked_at:
         try:
             found = found.with_more(_watched(name, promote, data_of))

@@ -19,6 +19,7 @@ from prefect.workers.process import ProcessJobConfiguration, ProcessWorker, Proc
 
 from flows.warm.mother import ROOT
 from flows.warm.nursery import Nursery
+from tasks.doctor import require_prefect
 from tasks.errors import WrongInput
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ def work(pool: str = "redoubt", *, limit: int = 1, name: str | None = None) -> N
 
     The pool is made where it is absent. Each run has a process of its own, forked from one that has loaded everything;
     one whose environment or code is another starts cold. A run that is under way when the worker is told to end is
-    asked to end too. Raises WrongInput without a server.
+    asked to end too. Raises WrongInput without a server, StoreUnreachable where it does not answer or let us in.
     """
-    if not os.environ.get("PREFECT_API_URL"):
+    server = os.environ.get("PREFECT_API_URL")
+    if not server:
         raise WrongInput("a worker needs a Prefect server that hands out work. Name it: PREFECT_API_URL=http://.../api")
     if limit < 1:
         raise WrongInput(f"--limit {limit} would never start anything. Write 1 or more.")
+    require_prefect(server)
     if not os.environ.get("OMP_NUM_THREADS"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // limit))  # each run its share of the cores
     os.environ.setdefault(

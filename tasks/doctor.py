@@ -7,15 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from tasks.errors import StoreUnreachable, WrongInput
-from tasks.health import Finding, bounded, failed, fine, machine, scheduler, servers, skipped
+from tasks.health import Finding, bounded, failed, fine, machine, scheduler, servers, skipped, trust
 from tasks.health.servers import Server
 from tasks.home import home
-from tasks.track import embedded_store, write_and_delete
+from tasks.track import check_place, embedded_store, names, visitor, write_and_delete
 
 LIMIT = 45.0  # seconds for one check; each answer of a server has 5, making the embedded store's tables takes 20
 QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 MLFLOW_LOGIN = "MLFLOW_TRACKING_USERNAME=<user> MLFLOW_TRACKING_PASSWORD=<password>"
 PREFECT_LOGIN = "PREFECT_API_AUTH_STRING=<user>:<password>"
+HOME = "export REDOUBT_HOME=<a folder that you may write to>"
 POOL = "redoubt"
 
 
@@ -73,13 +74,34 @@ def named(pool: str = POOL) -> Installation:
 
 def mlflow_at(url: str) -> Server:
     """MLflow's server at a URL."""
-    probe = "/api/2.0/mlflow/experiments/search?max_results=1"
-    return Server("MLflow", url, "MLFLOW_TRACKING_URI", MLFLOW_LOGIN, probe=probe, health="/health")
+    return Server(
+        "MLflow",
+        url,
+        "MLFLOW_TRACKING_URI",
+        MLFLOW_LOGIN,
+        probe="/api/2.0/mlflow/experiments/search?max_results=1",
+        health="/health",
+        well=b"OK",
+        version="/version",
+        like="http://<host>:5000",
+        trust=trust.MLFLOW,
+    )
 
 
 def prefect_at(url: str) -> Server:
     """Prefect's server at the URL of its API."""
-    return Server("Prefect", url, "PREFECT_API_URL", PREFECT_LOGIN, probe="/admin/version", health="/health")
+    return Server(
+        "Prefect",
+        url,
+        "PREFECT_API_URL",
+        PREFECT_LOGIN,
+        probe="/admin/version",
+        health="/health",
+        well=b"true",
+        version="/admin/version",
+        like="http://<host>:4200/api",
+        trust=trust.PREFECT,
+    )
 
 
 def prefect_headers() -> dict[str, str]:
@@ -95,26 +117,35 @@ def require_prefect(url: str) -> None:
     """
     server = prefect_at(url)
     try:
-        status = servers.patiently(server, server.probe, headers=prefect_headers()).status
+        answer = servers.patiently(server, server.probe, headers=prefect_headers())
     except OSError as error:
+        why = getattr(error, "reason", None) or error
+        mend = server.trust.mend(why) or "Start it, correct PREFECT_API_URL, or unset it to do without"
+        raise StoreUnreachable(f"no Prefect server answers at {server.shown} ({why}). {mend}.") from error
+    if answer.status in (401, 403):
         raise StoreUnreachable(
-            f"no Prefect server answers at {server.shown} ({getattr(error, 'reason', None) or error}). Start it, "
-            "correct PREFECT_API_URL, or unset it to have one for the length of the run."
-        ) from error
-    if status in (401, 403):
-        raise StoreUnreachable(
-            f"Prefect's server at {server.shown} does not let us in ({status}). Set what it was given as "
+            f"Prefect's server at {server.shown} does not let us in ({answer.status}). Set what it was given as "
             f"PREFECT_SERVER_API_AUTH_STRING: export {PREFECT_LOGIN}"
         )
-    if status != 200:
-        raise StoreUnreachable(f"{server.shown} says {status}: is it the URL of Prefect's API, with /api at its end?")
+    if answer.status != 200:
+        told = f"{server.shown} says {answer.status}"
+        raise StoreUnreachable(f"{told}: is it the URL of Prefect's API, with /api at its end?")
+    fit = servers.fits(answer, "prefect")
+    if fit.outcome == "fail":
+        raise StoreUnreachable(f"{fit.found}. {fit.mend}")
 
 
 def _mlflow(at: Installation) -> Finding:
     if at.mlflow:
         return servers.reachable(at.mlflow)
-    named_store = os.environ.get("MLFLOW_TRACKING_URI")
-    return fine(f"embedded: {servers.without_password(named_store or embedded_store())}")
+    store = os.environ.get("MLFLOW_TRACKING_URI")
+    try:
+        check_place(store or "")
+        return fine(f"embedded: {servers.without_password(store or embedded_store())}")
+    except WrongInput as error:
+        return failed(str(error), f"export MLFLOW_TRACKING_URI={mlflow_at('').like}, or unset it")
+    except StoreUnreachable as error:
+        return failed(str(error), HOME)
 
 
 def _mlflow_auth(at: Installation) -> Finding:
@@ -125,14 +156,34 @@ def _mlflow_auth(at: Installation) -> Finding:
 def _mlflow_store(at: Installation) -> Finding:
     try:
         write_and_delete()
+        seen = len(names())
     except StoreUnreachable as error:
-        where = "the database and the artifact store in MLflow's log" if at.mlflow else "the disk of REDOUBT_HOME"
-        return failed(str(error), f"export {MLFLOW_LOGIN}" if "does not let us in" in str(error) else f"see {where}")
-    return fine("a run's tag and artifact were written, read and deleted")
+        return failed(str(error), _store_mend(str(error), at))
+    who = f" for {visitor()}" if visitor() else ""
+    models = f"{seen} registered {'model is' if seen == 1 else 'models are'} visible{who}"
+    return fine(f"a run's tag and artifact were written, read and deleted; {models}")
+
+
+def _store_mend(told: str, at: Installation) -> str:
+    """By what the failure says: whose word, whose folder, or whose log."""
+    if "does not let us in" in told:
+        return f"export {MLFLOW_LOGIN}"
+    if "REDOUBT_HOME" in told:
+        return HOME
+    where = "the database and the artifact store of MLflow, and its log" if at.mlflow else "the disk of REDOUBT_HOME"
+    return f"see {where}"
 
 
 def _mlflow_clock(at: Installation) -> Finding:
     return servers.clock(at.mlflow) if at.mlflow else skipped("the store is embedded")
+
+
+def _mlflow_version(at: Installation) -> Finding:
+    if at.mlflow is None:
+        return skipped("the store is embedded")
+    words = f"{os.environ.get('MLFLOW_TRACKING_USERNAME', '')}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}"
+    headers = servers.basic(words if words != ":" else "")
+    return servers.fits(at.mlflow.ask(at.mlflow.version, headers=headers), "mlflow")
 
 
 def _of_prefect(look: Callable[[Server, Installation], Finding]) -> Callable[[Installation], Finding]:
@@ -147,6 +198,10 @@ def _of_prefect(look: Callable[[Server, Installation], Finding]) -> Callable[[In
 def _prefect_auth(server: Server, _: Installation) -> Finding:
     mend = "export PREFECT_SERVER_API_AUTH_STRING=<user>:<password>   (where the server starts)"
     return servers.asks_who_calls(server, mend=mend)
+
+
+def _prefect_version(server: Server, _: Installation) -> Finding:
+    return servers.fits(server.ask(server.version, headers=prefect_headers()), "prefect")
 
 
 def _prefect_store(server: Server, _: Installation) -> Finding:
@@ -190,10 +245,12 @@ CHECKS = (
     Check("telemetry", lambda _: machine.telemetry(QUIET)),
     Check("data", lambda _: machine.data(os.environ.get("REDOUBT_DATA", ""))),
     Check("mlflow", _mlflow),
+    Check("mlflow version", _mlflow_version, needs="mlflow"),
     Check("mlflow auth", _mlflow_auth, needs="mlflow"),
     Check("mlflow store", _mlflow_store, needs="mlflow"),
     Check("mlflow clock", _mlflow_clock, needs="mlflow"),
     Check("prefect", _of_prefect(lambda server, _: servers.reachable(server))),
+    Check("prefect version", _of_prefect(_prefect_version), needs="prefect"),
     Check("prefect auth", _of_prefect(_prefect_auth), needs="prefect"),
     Check("prefect store", _of_prefect(_prefect_store), needs="prefect"),
     Check("prefect clock", _of_prefect(lambda server, _: servers.clock(server)), needs="prefect"),

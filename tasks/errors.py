@@ -33,5 +33,9 @@ class StoreUnreachable(RedoubtError):
     """MLflow or the folder that holds results cannot be reached or written."""
 
 
+class Forbidden(StoreUnreachable):
+    """MLflow's server knows who asks, and that one may not."""
+
+
 class EvidenceBroken(RedoubtError):
     """What was stored is not what its digest says."""

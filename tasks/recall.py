@@ -13,12 +13,25 @@ from tasks.lookup import did_you_mean
 from tasks.parts import vouched
 from tasks.plan import WAIVER
 from tasks.posture import Record, key_of
+from tasks.posture.appendix import APPENDIX, parse_appendix
 from tasks.posture.changes import measured_at
 from tasks.posture.compare import Measured
+from tasks.posture.evidence import digest
 from tasks.posture.finding import Finding
 from tasks.posture.history import History
 from tasks.results import ASKED, PAGE, VERDICT, load_adversarial, load_json, load_outcomes
-from tasks.track import Version, artifacts, children, model_facts, names, parent_of, registered, run_tags
+from tasks.track import (
+    Version,
+    artifacts,
+    children,
+    load_bytes,
+    model_facts,
+    names,
+    parent_of,
+    registered,
+    run_tags,
+    visitor,
+)
 
 if TYPE_CHECKING:
     from tasks.data import Data
@@ -93,7 +106,8 @@ def known_of(name: str) -> Known:
         return Known(name, *model_facts(name), versions)
     there = names()
     said = f"Registered: {', '.join(there)}." if there else "Nothing is registered here: `redoubt run digits` does."
-    raise WrongInput(f"no model is registered as {name!r}.{did_you_mean(name, there)} {said}")
+    hidden = f" What {visitor()} may not read does not show: whoever may MANAGE it grants READ." if visitor() else ""
+    raise WrongInput(f"no model is registered as {name!r}.{did_you_mean(name, there)} {said}{hidden}")
 
 
 def newest_record(version: Version) -> Record:
@@ -212,6 +226,16 @@ def page_of(run_id: str) -> tuple[str, str] | None:
         if run and PAGE in artifacts(run):
             return run, PAGE
     return None
+
+
+def told_by(run_id: str, path: str) -> bytes:
+    """A file of the run that tells people of its evidence. Raises EvidenceBroken where it is not what was written."""
+    raw = load_bytes(f"runs:/{run_id}/{path}")
+    if APPENDIX not in artifacts(run_id):
+        raise EvidenceBroken(f"{path} of run {run_id} has no {APPENDIX} beside it: who wrote it, nobody can say.")
+    if parse_appendix(load_bytes(f"runs:/{run_id}/{APPENDIX}")).artifacts.get(path) != digest(raw):
+        raise EvidenceBroken(f"{path} of run {run_id} was changed after it was written: `redoubt verify` says more.")
+    return raw
 
 
 def asked_of(run_id: str) -> dict[str, Any]:

@@ -78,15 +78,14 @@ def report(name: str, card: bool, bom: bool) -> None:
     from tasks.posture.console import plain
     from tasks.posture.history import History
     from tasks.posture.terminal import render_explain, render_history
-    from tasks.recall import compared, known_of, newest_measured, page_of
+    from tasks.recall import compared, known_of, newest_measured, page_of, told_by
     from tasks.results import BOM, CARD, VERDICT, load_json
-    from tasks.track import load_bytes
 
     bare, _, alias = name.partition("@")
     known = known_of(bare)
     record = newest_measured(known, known.numbered(alias) if alias else None)
     if card or bom:
-        kept_file = load_bytes(f"runs:/{record.run_id}/{CARD if card else BOM}").decode(errors="replace")
+        kept_file = told_by(record.run_id, CARD if card else BOM).decode(errors="replace")
         click.echo("\n".join(plain(line) for line in kept_file.split("\n")), nl=False)
         return
     only = History.of(bare, [record], known.aliases, [record.version])
@@ -97,7 +96,7 @@ def report(name: str, card: bool, bom: bool) -> None:
     if page:
         from tasks.posture.paper import held
 
-        html = load_bytes(f"runs:/{page[0]}/{page[1]}").decode()
+        html = told_by(*page).decode()
         click.echo(f"Report: {_written(f'{bare}-{page[0]}', held(html))}")
 
 

@@ -149,7 +149,10 @@ class Mother:
         self.listening.setblocking(False)
         for place in (self.listening, self.worker, ended):
             self.selector.register(place, selectors.EVENT_READ)
-        self.worker.sendall(READY)
+        try:
+            self.worker.sendall(READY)
+        except OSError:  # the worker has ended while she was loading
+            return None
         while self.taking or self.children:
             for key, _ in self.selector.select(self._timeout()):
                 if key.fileobj is self.listening and self.taking:

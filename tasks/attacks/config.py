@@ -32,7 +32,7 @@ from tasks.lookup import did_you_mean, imported, lookup
 Attack = Callable[..., Tensor]
 Arm = Callable[..., None]
 
-LATER = ("near", "fewest")  # fields of a row that came later: a row that leaves them out draws as it did before
+LATER = ("near", "fewest", "growth")  # fields that came later: a row that leaves them out draws as it did before
 
 # What takes part in the engine's search: (search, rows, *, parameters) -> None.
 ARMS: dict[str, Arm] = {
@@ -99,8 +99,8 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
         0.06,
         gt=0,
         le=1,
-        description="nearest: how many, of all samples; drawn: samples per turn, of those that stand; twice as many "
-        "after a turn that gained",
+        description="nearest: how many, of all samples; drawn: samples per turn, of those that stand; growth times as "
+        "many after a turn that gained",
     )
     near: float | None = Field(
         None,
@@ -110,6 +110,7 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
         "margin; if empty, one turn more than it",
     )
     fewest: int = Field(8, ge=1, description="nearest, drawn: at least so many samples, if so many stand")
+    growth: float = Field(2.0, ge=1, le=10, description="drawn: how much larger a turn is after one that gained")
     norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
 
     @field_validator("params")

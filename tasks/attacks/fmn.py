@@ -70,6 +70,8 @@ def minimum_norm(
         if i == steps or bool((best <= enough).all()):
             break
         grad = slope(margin.sum(), x_adv)
+        if not grad.any():  # nothing leads on from here
+            break
         wave = (1 + math.cos(math.pi * i / steps)) / 2
         gamma = GAMMA[1] + (GAMMA[0] - GAMMA[1]) * wave
         there = to_hyperplane(grad, margin.detach().clamp_min(0), threat, (box[0] - delta, box[1] - delta))

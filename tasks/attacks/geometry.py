@@ -186,7 +186,7 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
         for _ in range(ROUNDS):
             met = rate * gain >= room
             missing = (wanted - total(full * met)).clamp_min(0)
-            grown = missing / total(squares * ~met).clamp_min(TINY)
+            grown = (missing / total(squares * ~met).clamp_min(TINY)).clamp_max(torch.finfo(gain.dtype).max)
             if not (grown > rate * CLOSER).any():
                 break
             rate = torch.maximum(rate, grown)

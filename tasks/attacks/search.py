@@ -48,6 +48,7 @@ class Search:
         self.margin = torch.full((len(x),), float("inf"), device=x.device)
         self.nearest = x.clone()
         self.broken = False  # met logits that are not finite
+        self.steps, self.level = 0, torch.zeros((), dtype=torch.long, device=x.device)  # made by rows; without a slope
         self.tries: dict[str, Tensor] = {}  # how often each arm has tried each sample, [N]
         self.clean = (self._logits(model, x) if clean is None else clean).float()  # [N, C] at x
         self.logits = self.clean.clone()  # [N, C] at nearest
@@ -82,7 +83,7 @@ class Search:
         `inside` promises that x_adv was projected; else what leaves ball or box is passed over.
         """
         logits = logits.detach().float()
-        margin = margins(logits, self.y[rows])
+        margin = _lead(logits, self.y[rows])
         self.broken = self.broken or not bool(margin.sum().isfinite())
         chosen = ((margin < self.margin[rows]) & ~self.fooled[rows]).nonzero().flatten()
         if not len(chosen):
@@ -107,7 +108,7 @@ class Search:
         if not len(close):
             return margin, logits
         again = self._logits(self.exact, x_adv[close])
-        return margin.index_put((close,), margins(again, self.y[rows[close]])), logits.index_put((close,), again)
+        return margin.index_put((close,), _lead(again, self.y[rows[close]])), logits.index_put((close,), again)
 
     @torch.no_grad()
     def _logits(self, model: nn.Module, points: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def run_rows(
 
     rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations. `inside` promises that start and
     move stay within the budget. After `cut` steps only the better rows go on: those whose margin is among the
-    smallest third of the margins met at that point.
+    smallest third of the margins met at that point. A row without a slope to follow goes straight to its last step.
     """
     s, t, d = rows[:0], target[:0], start[:0]
     halfway = search.x.new_zeros(0)
@@ -187,13 +188,14 @@ def run_rows(
             halfway = torch.cat([halfway, margin.detach()[there]])
             going &= ~there | (margin.detach() <= halfway.quantile(CUT))
         keep = going.nonzero().flatten()
+        s, t, d, i = s[keep], t[keep], d[keep], i[keep]
         if len(keep):
-            grad = slope(margin[keep].sum(), x_adv)
-            at = At(s[keep], d[keep], grad[keep], margin[keep].detach(), i[keep])
-            d = move(at)
-        else:
-            d = d[keep]
-        s, t, i = s[keep], t[keep], i[keep] + 1
+            grad = slope(margin[keep].sum(), x_adv)[keep]
+            level = ~grad.flatten(1).any(1)  # nothing leads on from here: the next step is the last
+            search.steps, search.level = search.steps + len(keep), search.level + level.sum()
+            i = i.masked_fill(level, steps - 1)
+            d = move(At(s, d, grad, margin[keep].detach(), i))
+        i = i + 1
 
 
 def slope(value: Tensor, x_adv: Tensor, *, again: bool = False) -> Tensor:
@@ -223,6 +225,17 @@ def margins(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
         named = logits.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
         rival = torch.where(target == ANY, rival, named)
     return own - rival
+
+
+def _lead(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin, [B]; a hair below zero where the highest logits tie and the model's answer is another class.
+
+    A saturated output ties exactly, and whoever asks the model gets that answer.
+    """
+    margin = margins(logits, y)
+    lost = (margin == 0) & (logits.argmax(1) != y)
+    hair = torch.finfo(margin.dtype).tiny + 2 * CLOSE_CALL * logits.abs().amax(1)
+    return torch.where(lost, -hair, margin)
 
 
 def _in_budget(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:

@@ -31,9 +31,10 @@ LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are
 FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
 
 QUICK = 34.0  # passes a sample, at most; what is asked before a cell's search begins takes some of the promised 40
-# Of the suite "warm": how a turn's samples are chosen, the nearest alone or more of them.
+# Of the suite "warm": how a turn's samples are chosen, the nearest alone or more of them, or the same few each time.
 SHARP = {"share": 0.005, "near": 0.005, "fewest": 2}
 BROAD = {"share": 0.04, "near": 0.05, "fewest": 4}
+STEADY = {"share": 0.02, "near": 0.05, "fewest": 4, "growth": 1.0}
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
@@ -61,7 +62,8 @@ SUITES: dict[str, Suite] = {
             _row("apgd-ce", {"steps": 50}, norms=SPARSE),
             _row("greedy", {"width": 64}, norms=SPARSE),
             _row("restarts", {"starts": "toward nearest", "steps": 20}, norms=SPARSE),
-            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0),
+            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0, norms=(*FLAT, "l1")),
+            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 4.0}, share=1.0, norms=("l2",)),
             _drawn("restarts", {"starts": "toward nearest blocks noise", "steps": 20}, share=0.05, norms=FLAT),
             _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=FLAT),
             _drawn("fab", {"steps": 15, "count": 2}, share=0.02, norms=FLAT),
@@ -71,7 +73,7 @@ SUITES: dict[str, Suite] = {
             _drawn("restarts", {"starts": "nearest", "steps": 40}, near=0.03, norms=("l1",)),
             _drawn("fmn", {"steps": 30}, share=0.08, norms=LONG),
             _spare("fab", {"steps": 40, "count": 1}, share=0.03, norms=LONG),
-            _drawn("square", {"queries": 1000, "burst": 50, "horizon": 300}, share=0.03),
+            _drawn("square", {"queries": 5000, "burst": 100, "horizon": 2000}, share=0.03),
             _spare("restarts", {"starts": "toward", "steps": 14}, norms=FLAT),
             _spare("restarts", {"starts": "nearest", "steps": 20}),
             _spare("restarts", {"starts": "blocks stripes", "steps": 20}, norms=FLAT),
@@ -81,26 +83,32 @@ SUITES: dict[str, Suite] = {
         ),
         again=0.5,
         passes=600,
-        ends={"l2": End(again=0.5, passes=120), "l1": End(again=2.5, passes=175)},
+        ends={"l2": End(again=0.5, passes=120), "l1": End(again=2.5, passes=215)},
     ),
     "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
         name="warm",
         attacks=(
             _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.25, norms=FLAT),
-            _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.15, norms=("l2",)),
+            _nearest("margin", {"steps": 1}, share=0.3, norms=FLAT),
+            _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.12, norms=("l2",)),
+            _nearest("margin", {"steps": 1}, share=0.22, norms=("l2",)),
+            _nearest("restarts", {"starts": "nearest", "steps": 12}, share=0.08, norms=("l2",)),
             _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.1, norms=("l1",)),
-            _nearest("classes", {"steps": 10, "cut": 3, "pairs": 2.5}, share=0.09, norms=FLAT),
+            _nearest("classes", {"steps": 5, "cut": 2}, share=0.06, norms=("l1",)),
+            _nearest("classes", {"steps": 10, "cut": 3, "pairs": 2.5}, share=0.085, norms=FLAT),
             *(
                 _drawn("restarts", {"starts": s, "steps": 16}, **SHARP, norms=FLAT)
                 for s in ("toward", "nearest", "noise")
             ),
-            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 2.0}, share=0.06, fewest=4, norms=LONG),
-            *(_drawn("restarts", {"starts": s, "steps": 20}, **BROAD, norms=LONG) for s in arms.STARTS),
-            _drawn("fmn", {"steps": 30}, **BROAD, norms=LONG),
+            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 2.0}, share=0.06, fewest=4, norms=("l2",)),
+            *(_drawn("restarts", {"starts": s, "steps": 20}, **BROAD, norms=("l2",)) for s in arms.STARTS),
+            _drawn("fmn", {"steps": 30}, **BROAD, norms=("l2",)),
+            *(_drawn("restarts", {"starts": s, "steps": 20}, **STEADY, norms=("l1",)) for s in arms.STARTS),
+            _drawn("fmn", {"steps": 30}, **STEADY, norms=("l1",)),
         ),
         again=None,
         effort=2,
-        ends={"l2": End(again=None, effort=34), "l1": End(again=None, effort=32)},
+        ends={"l2": End(again=None, effort=40), "l1": End(again=None, effort=70)},
     ),
     "deep": Suite(
         name="deep",

@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import importlib.metadata
 import ipaddress
 import json
 import time
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from tasks.health.finding import Finding, failed, fine, skipped, warned
+from tasks.health.trust import Trust
 
 TIMEOUT = 5.0  # seconds that a server has for one answer
 TRIES = 6  # before a run gives a busy server up
@@ -32,6 +36,11 @@ class Answer:
         """The body as JSON."""
         return json.loads(self.body)
 
+    @property
+    def told(self) -> str:
+        """The status and the first words of the body."""
+        return f"{self.status} {self.body[:40].decode(errors='replace').strip()}".strip()
+
 
 @dataclass(frozen=True)
 class Server:
@@ -43,6 +52,10 @@ class Server:
     credentials: str
     probe: str  # a path that only a known user may read
     health: str  # a path that answers to everybody
+    well: bytes  # what it says there
+    version: str  # a path that tells its version
+    like: str  # what such a URL looks like
+    trust: Trust
 
     @property
     def shown(self) -> str:
@@ -62,12 +75,12 @@ class Server:
         """What it says to a request, whatever its status. Raises OSError where nothing answers."""
         body = None if send is None else json.dumps(send).encode()
         kind = {"Content-Type": "application/json"} if body else {}
-        request = urllib.request.Request(
-            _bare(self.url) + path, data=body, headers=kind | dict(headers or {}), method=method or None
-        )
         began = time.time()
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            request = urllib.request.Request(
+                _bare(self.url) + path, data=body, headers=kind | dict(headers or {}), method=method or None
+            )
+            with urllib.request.urlopen(request, timeout=TIMEOUT, context=self.trust.context()) as response:
                 return Answer(response.status, response.read(), _ahead(response.headers.get("Date"), began))
         except urllib.error.HTTPError as error:
             with error:
@@ -105,13 +118,29 @@ def reachable(server: Server) -> Finding:
         answer = server.ask(server.health)
     except OSError as error:
         why = getattr(error, "reason", None) or error
-        return failed(f"nothing answers at {server.shown}: {why}", f"start it, or export {server.variable}=<its URL>")
+        mend = server.trust.mend(why) or f"start it, or export {server.variable}={server.like}"
+        return failed(f"nothing answers at {server.shown}: {why}", mend)
+    elsewhere = f"export {server.variable}={server.like}"
+    if answer.status == 404 or (answer.status == 200 and answer.body.strip(b'\n "') != server.well):
+        return failed(f"{server.shown} is not the URL of {server.name}: {server.health} says {answer.told}", elsewhere)
     if answer.status != 200:
-        return failed(
-            f"{server.shown}{server.health} says {answer.status}",
-            f"look at the server's log, or export {server.variable}=<its URL>",
-        )
+        return failed(f"{server.shown}{server.health} says {answer.status}", f"look at its log, or {elsewhere}")
     return fine(server.shown)
+
+
+def fits(answer: Answer, package: str) -> Finding:
+    """Whether the server that gave this answer and the package here are of one major version, and it not older."""
+    ours, told = Version(importlib.metadata.version(package)), answer.body.decode(errors="replace").strip().strip('"')
+    try:
+        theirs = Version(told)
+    except InvalidVersion:
+        return skipped(f"the server does not tell its version ({answer.told})")
+    said = f"the server is {package} {theirs}, here is {ours}"
+    if theirs.major != ours.major:
+        return failed(said, f"pip install '{package}=={ours}'   (where the server runs)")
+    if theirs < ours:
+        return warned(f"{said}: an older server may not know what it is asked", f"pip install '{package}=={ours}'")
+    return fine(said)
 
 
 def asks_who_calls(server: Server, *, mend: str) -> Finding:

@@ -24,6 +24,7 @@ SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each 
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
+LEVEL, DOGGED = 0.1, 2.0  # of the steps had no slope to follow: what is left is chance, and `again` at least so much
 
 
 @dataclass
@@ -106,7 +107,8 @@ class Engine:
             most = end.reached((self._spent() - begun) / len(self.search.x), effort) or self._left() <= 0
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
-            if not open_ or most or (not due and end.again is not None and effort - last_flip >= end.again * last_flip):
+            again = end.again if end.again is None or not self._level() else max(end.again, DOGGED)
+            if not open_ or most or (not due and again is not None and effort - last_flip >= again * last_flip):
                 self.capped |= most
                 break
             first_round = any(t.config.samples == "drawn" for t in due)
@@ -139,7 +141,7 @@ class Engine:
         chosen = rows[place.argsort(stable=True)[:count]]
         tally.turns[chosen] += 1
         gained = self._pull(tally, chosen)
-        tally.share = min(2 * tally.share, 1.0) if gained else config.share
+        tally.share = min(config.growth * tally.share, 1.0) if gained else config.share
         return gained
 
     def _pull(self, tally: Tally, rows: Tensor) -> int:
@@ -251,6 +253,10 @@ class Engine:
         each = max(tally.each, _each(tally.config)) or max(other.each for other in self.tallies)
         return int(left / each) if each else len(self.search.x)
 
+    def _level(self) -> bool:
+        """Whether many of the steps found no slope."""
+        return bool(self.search.level > LEVEL * self.search.steps)
+
     def _spent(self) -> int:
         """Passes so far, forward and backward."""
         return sum(self._passes())
@@ -262,7 +268,7 @@ class Engine:
 def _each(config: AttackConfig) -> float:
     """Passes that the attack takes for a sample, as far as its parameters tell."""
     known = config.resolved()["params"]
-    rows = len(str(known.get("starts", "one")).split()) * (known.get("count") or 1)
+    rows = len(str(known.get("starts", "one")).split()) * (known.get("count") or 1) * (known.get("pairs") or 1)
     return float(known.get("queries", 2 * rows * known.get("steps", 0)))
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import re
 from importlib.resources import files
 from typing import Any
 
@@ -11,6 +12,8 @@ from jinja2 import Environment, FunctionLoader
 from markupsafe import Markup
 
 from tasks.posture.sentences import ranges
+
+HEADER = re.compile("http-equiv", re.IGNORECASE)
 
 
 def render(template: str, **values: Any) -> str:
@@ -29,9 +32,12 @@ def guard(style: str) -> Markup:
 
 
 def held(page: str) -> str:
-    """A page that comes from a store, with a policy before everything else in it: whoever wrote it, nothing runs."""
+    """A page that comes from a store, with a policy before everything else in it: whoever wrote it, nothing runs.
+
+    What a page's head may tell the browser to do is no longer told: no policy forbids it to lead elsewhere.
+    """
     policy = _policy("'unsafe-inline'")
-    return f"<!doctype html>\n{policy}\n{page}"
+    return f"<!doctype html>\n{policy}\n{HEADER.sub('data-was', page)}"
 
 
 def _policy(styles: str) -> Markup:

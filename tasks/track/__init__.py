@@ -1,6 +1,7 @@
 """The only door to MLflow."""
 
 from tasks.track.ahead import build_ahead
+from tasks.track.failures import visitor
 from tasks.track.kept import (
     artifacts,
     as_json,
@@ -67,7 +68,7 @@ from tasks.track.runs import (
     set_tags,
     timed,
 )
-from tasks.track.store import client, embedded_store, patient, require_mlflow
+from tasks.track.store import check_place, client, embedded_store, patient, require_mlflow
 
 __all__ = [
     "APPENDIX_OF",
@@ -87,6 +88,7 @@ __all__ = [
     "artifacts",
     "as_json",
     "build_ahead",
+    "check_place",
     "children",
     "client",
     "commit",
@@ -131,6 +133,7 @@ __all__ = [
     "tag_version",
     "timed",
     "versions",
+    "visitor",
     "write_and_delete",
     "written",
 ]

@@ -1,6 +1,5 @@
 """Patience: a client that waits for an MLflow that does not answer, and keeps what was to be written meanwhile."""
 
-import errno
 import functools
 import hashlib
 import logging
@@ -17,7 +16,9 @@ from uuid import uuid4
 
 from tasks.errors import StoreUnreachable, WrongInput
 from tasks.health.servers import without_password
+from tasks.health.trust import MLFLOW
 from tasks.home import folder
+from tasks.track.failures import short, sick, silent, understood
 from tasks.track.spool import Delivered, Spool
 
 if TYPE_CHECKING:
@@ -32,13 +33,7 @@ SPOOLED = (  # to a run that this process alone writes to, and the same when it 
     "set_terminated",
 )
 ASKED = "redoubt.asked"  # a tag that tells whether what was asked for was made, where the answer was lost
-SILENT = re.compile(  # of MLflow's server, of an object store behind it, of a database that is asked directly
-    r"API request to \S+ failed with (timeout )?exception|Connection broken|IncompleteRead"
-    r"|Could not connect to the endpoint|timeout on endpoint URL|\b(SlowDown|ServiceUnavailable|RequestTimeout)\b"
-    r"|database (table |schema )?is locked|server closed the connection|[Cc]onnection refused|terminating connection"
-)
 TWIN = re.compile(r"UNIQUE constraint failed|duplicate key value|Duplicate entry")
-FULL = re.compile(r"database or disk is full|disk I/O error|No space left on device")
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0  # seconds between two tries; each pause is twice the one before
 
 
@@ -49,24 +44,6 @@ def patience() -> float:
         if 0 <= float(words) < float("inf"):
             return float(words)
     raise WrongInput(f"REDOUBT_PATIENCE={words}: write a number of seconds, e.g. 300, or leave it out.")
-
-
-def silent(error: BaseException) -> bool:
-    """Whether the error says that the store did not answer: nothing was wrong with what was asked, so ask again."""
-    from requests.exceptions import ChunkedEncodingError, ConnectionError, Timeout
-
-    if isinstance(error, (ConnectionError, Timeout, ChunkedEncodingError)):
-        return True
-    if full(error):
-        return False
-    return bool(SILENT.search(str(error)))
-
-
-def full(error: BaseException) -> bool:
-    """Whether the error says that a disk is full."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    return bool(FULL.search(str(error)))
 
 
 def spool_of(uri: str) -> Spool:
@@ -125,13 +102,13 @@ class Patient:
                     return answer
                 self._waiting = True  # which was said when the first write was spooled
             except Exception as error:
-                failure = _understood(error)
+                failure = understood(error)
                 if not self._waiting and not self._lost:
                     self._waiting = True
                     log.warning(
                         "%s does not answer (%s). It is waited for, at most %g seconds (REDOUBT_PATIENCE).",
                         self._store,
-                        _short(failure),
+                        short(failure),
                         patience(),
                     )
         self._lost, self._waiting = True, False
@@ -168,14 +145,14 @@ class Patient:
                 getattr(self._client, what)(run_id, *(str(a) if isinstance(a, Path) else a for a in args), **kwargs)
                 return
             except Exception as error:
-                failure = _understood(error)
+                failure = understood(error)
         with self._spooling:
             if failure and not self._mine:  # the first of those that write at the same time
                 log.warning(
                     "%s does not answer (%s). What is to be logged is kept in %s, and delivered when it does, at the "
                     "latest by `redoubt deliver`.",
                     self._store,
-                    _short(failure),
+                    short(failure),
                     self.spool.folder,
                 )
                 self._later()
@@ -246,7 +223,7 @@ class Patient:
         waited = f"{patience():g} seconds"
         if self.spool is None:
             return StoreUnreachable(
-                f"the store {self.uri} was locked for {waited}: {_short(failure)}. See which process holds it, then "
+                f"the store {self.uri} was locked for {waited}: {short(failure)}. See which process holds it, then "
                 "run the same command again."
             )
         count = len(self.spool)
@@ -255,9 +232,9 @@ class Patient:
             if count
             else ""
         )
-        why = " Its own log says why: look at the store behind it, which may deny access." if _sick(failure) else ""
+        why = " Its own log says why: look at the store behind it, which may deny access." if sick(failure) else ""
         return StoreUnreachable(
-            f"MLflow at {self.uri} has not answered for {waited} (REDOUBT_PATIENCE): {_short(failure)}.{why}{kept}"
+            f"MLflow at {self.uri} has not answered for {waited} (REDOUBT_PATIENCE): {short(failure)}.{why}{kept}"
         )
 
 
@@ -315,32 +292,9 @@ def _is_there(error: Exception) -> bool:
     return getattr(error, "error_code", "") == "RESOURCE_ALREADY_EXISTS"
 
 
-def _understood(error: Exception) -> Exception:
-    """The error, if it says that nobody answered. Raises StoreUnreachable for a full disk, and any other as it is."""
-    if full(error):
-        raise StoreUnreachable(
-            f"a disk is full: {_short(error)}. Make room, or name another folder (REDOUBT_HOME), then run the same "
-            "command again; what was measured is not measured twice."
-        ) from error
-    if not silent(error):
-        raise error
-    return error
-
-
-def _short(error: BaseException | None) -> str:
-    """The last words of an error, which say the cause."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else f"...{text[-160:]}"
-
-
-def _sick(failure: BaseException | None) -> bool:
-    """Whether the server was there, and said that something in it had failed."""
-    return "500 error responses" in str(failure)
-
-
 def _answers(uri: str) -> bool:
     try:
-        urlopen(f"{uri.rstrip('/')}/health", timeout=5).close()
+        urlopen(f"{uri.rstrip('/')}/health", timeout=5, context=MLFLOW.context()).close()
     except (OSError, ValueError):
         return False
     return True

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from tasks.errors import EvidenceBroken, WrongInput
+from tasks.errors import EvidenceBroken, Forbidden, WrongInput
 from tasks.posture import Record
 from tasks.posture.changes import measured_at
+from tasks.track.failures import visitor
 from tasks.track.store import abreast, client, patient
 
 if TYPE_CHECKING:
@@ -81,9 +82,20 @@ def register(name: str, stored: "StoredModel", tags: Mapping[str, str]) -> int:
 
 def make_model(name: str) -> None:
     """Register the model without a version, if it is not there."""
+    from mlflow.exceptions import MlflowException
+
     store = client()
-    if not store.search_registered_models(_named(name)):
+    if store.search_registered_models(_named(name)):
+        return
+    try:
         store.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        raise Forbidden(
+            f"a model {name!r} is registered, and {visitor() or 'whoever asks'} may not see it. Whoever may MANAGE it, "
+            "or an admin, grants that; or take another name."
+        ) from error
 
 
 def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
@@ -93,8 +105,8 @@ def model_facts(name: str) -> tuple[dict[str, int], dict[str, str]]:
     store, _ = patient(), _named(name)
     try:
         found = store.ask(lambda: store.registry().get_registered_model(name))
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED"):
+    except (MlflowException, Forbidden) as error:
+        if isinstance(error, MlflowException) and error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         if client().search_registered_models(_named(name)):  # MLflow's auth app forbids what is not there as well
             raise

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from tasks.errors import StoreUnreachable
+from tasks.errors import StoreUnreachable, WrongInput
 from tasks.health.servers import without_password
+from tasks.health.trust import MLFLOW
 from tasks.home import folder
 from tasks.redact import redacted
+from tasks.track.failures import silent
 from tasks.track.patience import Patient
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 ABREAST = 4  # requests at the same time
+DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 QUIET = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -97,21 +100,31 @@ def require_mlflow() -> None:
     _reachable(os.environ.get("MLFLOW_TRACKING_URI", ""))
 
 
+def check_place(uri: str) -> None:
+    """Return if the URI is a server's or a database's, or empty. Raises WrongInput that says what to write."""
+    scheme, found, _ = uri.partition("://")
+    if uri and not (found and scheme.split("+")[0] in ("http", "https", *DATABASES)):
+        raise WrongInput(
+            f"MLFLOW_TRACKING_URI={redacted(uri)} names neither a server nor a database. Write http://<host>:5000, "
+            "sqlite:///<file>.db or postgresql://<host>/<database>, or unset it to use the embedded store."
+        )
+
+
 def embedded_store() -> str:
     """The URI of the store that is used where MLFLOW_TRACKING_URI names none. Raises StoreUnreachable."""
     return f"sqlite:///{folder('mlflow')}/mlflow.db"
 
 
 def _reachable(uri: str) -> None:
+    check_place(uri)
     if not uri.startswith(("http://", "https://")):
         return
     try:
-        urllib.request.urlopen(f"{without_password(uri).rstrip('/')}/health", timeout=5).close()
+        address = f"{without_password(uri).rstrip('/')}/health"
+        urllib.request.urlopen(address, timeout=5, context=MLFLOW.context()).close()
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise StoreUnreachable(
-            f"no MLflow server answers at {redacted(uri)} ({error}). Start it, correct MLFLOW_TRACKING_URI, "
-            f"or unset it to use the embedded store."
-        ) from error
+        mend = MLFLOW.mend(error) or "Start it, correct MLFLOW_TRACKING_URI, or unset it to use the embedded store"
+        raise StoreUnreachable(f"no MLflow server answers at {redacted(uri)} ({error}). {mend}.") from error
 
 
 def _let_in(uri: str) -> None:
@@ -126,7 +139,12 @@ def _let_in(uri: str) -> None:
     except MlflowException as error:
         status = ERROR_CODE_TO_HTTP_STATUS.get(error.error_code)
         if status not in (401, 403):
-            raise
+            if silent(error):
+                raise
+            raise StoreUnreachable(
+                f"what answers at {without_password(uri)} does not speak as MLflow's server does ({error}). Correct "
+                "MLFLOW_TRACKING_URI, or look at the server's log."
+            ) from error
         mend = "Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to those of a user that it knows."
         if "Invalid Host header" in str(error):
             mend = "It does not know that name of itself: start it with --allowed-hosts."

@@ -211,6 +211,15 @@ def test_a_hyperplane_out_of_reach_is_approached_as_far_as_the_box_allows(seed, 
     torch.testing.assert_close(dot(slope, found), -reach)
 
 
+@pytest.mark.parametrize("threat", EVERY, ids=str)
+@pytest.mark.parametrize("drop", [0.0, 1.0, 1e30])
+def test_from_level_ground_no_way_leads_to_a_hyperplane(threat, drop):
+    x, _ = drawn(0)
+    box = limits(x, threat.model_copy(update={"norm": "unbounded"}))
+    found = to_hyperplane(torch.zeros_like(x), torch.full((len(x),), drop), threat, box)
+    assert torch.equal(found, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("threat", [t for t in EVERY if not t.features], ids=str)
 @pytest.mark.parametrize("steep", [1e-3, 1e-6])
 def test_the_unit_of_the_logits_does_not_matter(threat, steep):

@@ -12,7 +12,7 @@ from flows.config import EvaluateConfig
 from flows.harden import harden_model, why_not
 from flows.plans import adopt, digest_of, how, plan_of, remember
 from flows.recipes import configured, two_kinds
-from flows.watch import BROKE, RETRY, _asked, due, why_stale
+from flows.watch import BROKE, RETRY, Watched, _asked, due, why_stale
 from tasks.data import Data, describe, load
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.ledger import write_findings
@@ -63,6 +63,12 @@ def registry(*verdicts: str | None, champion: int | None = None, days: float = 0
 def numbers(*, promote: bool = False) -> list[int]:
     found = due(NAME, plan_of(NAME), data_of, promote=promote, now=NOW)
     return [one.version.number for one in found]
+
+
+def test_a_watch_that_saw_no_model_does_not_say_that_all_is_well():
+    (told,) = Watched().lines()
+    assert told.startswith("No model is registered, or none that may be read")
+    assert Watched(looked_at=("a", "b")).lines() == ["Every version of a, b stands as it should."]
 
 
 @pytest.mark.parametrize(

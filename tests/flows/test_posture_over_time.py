@@ -204,6 +204,22 @@ def test_a_page_or_story_that_was_rewritten_is_found(story, home, path):
     assert any(path in one and "the file was changed" in one for one in said)
 
 
+@pytest.mark.parametrize(
+    ("path", "words"), [("report.html", ()), ("model-card.md", ("--card",)), ("ml-bom.json", ("--bom",))]
+)
+def test_what_was_rewritten_is_not_shown(story, home, capsys, path, words):
+    run_id = story.run_id if path == "report.html" else story.chapters[1].run_id
+    file = artifact(path, run_id)
+    raw = file.read_bytes()
+    file.write_bytes(raw + b" ")
+    try:
+        code, _, told = call(capsys, "report", NAME, *words)
+    finally:
+        file.write_bytes(raw)
+    assert (code, f"{path} of run {run_id} was changed after it was written" in told) == (4, True), told
+    assert call(capsys, "report", NAME, *words)[0] == 0
+
+
 def test_a_flipped_byte_in_the_served_graph_and_in_the_store_of_cells_is_found(story, home, capsys):
     graph = next((home / "mlflow").rglob("*.pt2"))
     stored = next((home / "cells").rglob("*.safetensors"))

@@ -54,7 +54,7 @@ def test_old_evidence_is_said_once_a_day_and_measured_again_each_time(prefect_se
     set_alias(NAME, "champion", 1)
     adopt(NAME, "two-kinds", (*QUICK, *OLD))
     assert watch().stale == ()
-    assert watch() == Watched()  # it is measured, and neither old nor overdue
+    assert watch() == Watched(looked_at=(NAME,))  # it is measured, and neither old nor overdue
 
     first, finding = aged_record(8), aged_finding(61)
     heard.clear()
@@ -107,7 +107,7 @@ def test_data_that_changed_between_two_watches_is_measured_anew_and_both_records
     (one,) = watch().measured
     assert one.measured, one.says
     assert [digest for digest, _ in records()] == [before]
-    assert watch() == Watched()
+    assert watch() == Watched(looked_at=(NAME,))
 
     after = table(file, flipped=1)
     assert before != after
@@ -115,8 +115,8 @@ def test_data_that_changed_between_two_watches_is_measured_anew_and_both_records
     assert (other.measured, other.version) == (True, 1), other.says
     assert sorted(digest for digest, _ in records()) == sorted([before, after])
     assert other.run_id != one.run_id
-    assert watch() == Watched()
+    assert watch() == Watched(looked_at=(NAME,))
 
     table(file)  # what was measured before stands, now that the data is what it was
-    assert watch() == Watched()
+    assert watch() == Watched(looked_at=(NAME,))
     assert len(records()) == 2

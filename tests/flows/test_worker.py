@@ -27,7 +27,7 @@ from flows.config import EvaluateConfig
 from flows.warm.mother import fingerprint
 from flows.worker import WarmWorker, why_cold, work
 from infra.services import Service, prefect_server, running
-from tasks.errors import WrongInput
+from tasks.errors import StoreUnreachable, WrongInput
 from tasks.track import client
 
 ROOT = Path(__file__).parents[2]
@@ -311,6 +311,8 @@ def test_a_worker_without_a_server_says_what_to_write(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     with pytest.raises(WrongInput, match="--limit 0 would never"):
         work(limit=0)
+    with pytest.raises(StoreUnreachable, match="no Prefect server answers at http://127"):
+        work()
 
 
 def test_a_worker_that_can_start_nothing_asks_for_no_work_but_now_and_then(monkeypatch):

@@ -1,8 +1,10 @@
 """redoubt doctor: each check is shown a fault that was planted for it, and a healthy thing beside it."""
 
+import ipaddress
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,12 +18,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from tasks.doctor import CHECKS, Installation, diagnose, mlflow_at, named, prefect_at, require_prefect
-from tasks.errors import StoreUnreachable
+from tasks.errors import StoreUnreachable, WrongInput
 from tasks.health import bounded, failed, fine, machine, scheduler, servers
 from tasks.health.servers import basic, without_password
-from tasks.track import client, write_and_delete
+from tasks.health.trust import MLFLOW, PREFECT
+from tasks.track import client, require_mlflow, write_and_delete
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "correct-horse"  # pragma: allowlist secret
@@ -37,7 +44,8 @@ class Spoken(BaseHTTPRequestHandler):
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
         self.rfile.read(length)
-        status, body = self.said.get(self.path, (200, {}))
+        well = {"/health": "OK", "/api/health": True}.get(self.path, {})
+        status, body = self.said.get(self.path, (200, well))
         given = self.headers.get("Authorization")
         if self.password and not self.path.endswith("/health") and given != basic(self.password)["Authorization"]:
             status, body = 401, {}
@@ -202,6 +210,119 @@ def test_data_that_is_not_there_or_empty_is_said(tmp_path, monkeypatch):
     assert machine.data(str(tmp_path)).outcome == "fail"
 
 
+@pytest.fixture
+def private(tmp_path) -> Iterator[tuple[int, Path]]:
+    """The port of a server whose certificate an authority of its own has signed, and that certificate."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")]), datetime.now(UTC)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+    signed = made.add_extension(here, critical=False).sign(key, hashes.SHA256())
+    shape = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(key.private_bytes(*shape))
+    (tmp_path / "own.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Spoken)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *who: None  # of who does not trust it
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port, tmp_path / "own.pem"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("made", "path", "names", "anybody"),
+    [
+        (mlflow_at, "", MLFLOW.files, MLFLOW.anybody),
+        (prefect_at, "/api", PREFECT.files, PREFECT.anybody),
+    ],
+    ids=["mlflow", "prefect"],
+)
+def test_a_server_with_an_authority_of_its_own_is_trusted_as_its_client_would(
+    private, made, path, names, anybody, tmp_path, monkeypatch
+):
+    port, own = private
+    server = made(f"https://127.0.0.1:{port}{path}")
+    for name in (*MLFLOW.files, *PREFECT.files):
+        monkeypatch.delenv(name, raising=False)
+    found = servers.reachable(server)
+    assert (found.outcome, found.mend.split("=")[0]) == ("fail", f"export {names[0]}")
+    for name, value in (*((name, str(own)) for name in names), (anybody, "true")):
+        with monkeypatch.context() as here:
+            here.setenv(name, value)
+            assert servers.reachable(server).outcome == "ok", name
+    monkeypatch.setenv(names[0], str(tmp_path / "absent.pem"))
+    found = servers.reachable(server)
+    assert found.outcome == "fail"
+    assert names[0] in found.found
+
+
+def test_every_command_trusts_mlflows_server_as_the_doctor_does(private, monkeypatch):
+    port, own = private
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://127.0.0.1:{port}")
+    with pytest.raises(StoreUnreachable, match="export MLFLOW_TRACKING_SERVER_CERT_PATH="):
+        require_mlflow()
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(own))
+    require_mlflow()
+
+
+@pytest.mark.parametrize(
+    ("told", "outcome"),
+    [("2.20.1", "fail"), ("3.0.0", "warn"), ("3.99.0", "ok"), ("next", "not applicable"), ({}, "not applicable")],
+)
+def test_a_server_of_another_version_is_found(told, outcome, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "3.8.8")
+    for made, path in ((mlflow_at, ""), (prefect_at, "/api")):
+        server = made("http://<host>")
+        with speaking(said={path + server.version: (200, told)}) as url:
+            found = servers.fits(made(url + path).ask(server.version), "any")
+        assert found.outcome == outcome, found
+        assert ("pip install 'any==3.8.8'" in found.mend) == (outcome in ("fail", "warn"))
+
+
+def test_a_prefect_of_another_major_version_is_not_asked_for_work(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda package: "3.8.8")
+    with (
+        speaking(said={"/api/admin/version": (200, "2.20.1")}) as url,
+        pytest.raises(StoreUnreachable, match=r"the server is prefect 2\.20\.1, here is 3\.8\.8"),
+    ):
+        require_prefect(f"{url}/api")
+    with speaking(said={"/admin/version": (404, {})}) as url, pytest.raises(StoreUnreachable, match="/api at its end"):
+        require_prefect(url)
+
+
+def test_a_url_of_something_else_says_what_it_should_look_like():
+    with speaking(said={"/health": (404, {})}) as url:
+        found = servers.reachable(prefect_at(url))
+        assert (found.outcome, found.mend) == ("fail", "export PREFECT_API_URL=http://<host>:4200/api")
+    with speaking(said={"/health": (200, True)}) as url:  # as Prefect answers
+        found = servers.reachable(mlflow_at(url))
+        assert (found.outcome, found.mend) == ("fail", "export MLFLOW_TRACKING_URI=http://<host>:5000")
+    found = servers.reachable(prefect_at("notaurl"))
+    assert found.outcome == "fail"
+    assert "notaurl is no URL" in found.found
+
+
+@pytest.mark.parametrize("uri", ["notaurl", "ftp://x/y", "databricks", "/some/folder", "file:///some/folder"])
+def test_a_store_that_is_neither_server_nor_database_is_refused(uri, home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(WrongInput, match="names neither a server nor a database"):
+        require_mlflow()
+    found = look("mlflow")
+    assert found.outcome == "fail"
+    assert found.mend.startswith("export MLFLOW_TRACKING_URI=")
+
+
+def test_a_home_that_cannot_be_written_is_what_the_mend_names(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REDOUBT_HOME", str(tmp_path / "file" / "home"))
+    for name in ("mlflow", "mlflow store"):
+        found = look(name)
+        assert (found.outcome, found.mend) == ("fail", "export REDOUBT_HOME=<a folder that you may write to>")
+
+
 def test_nothing_at_a_port_is_unreachable_and_the_password_in_a_url_is_not_shown():
     found = servers.reachable(mlflow_at(f"http://me:{PASSWORD}@127.0.0.1:9"))
     assert found.outcome == "fail"
@@ -309,7 +430,7 @@ def test_a_pool_and_its_worker_and_the_limit_are_looked_for():
 
 
 def test_a_wrong_password_for_prefect_names_what_to_set_and_not_the_password(monkeypatch):
-    with speaking(password="admin:right") as url:  # pragma: allowlist secret
+    with speaking(password="admin:right", said={"/health": (200, True)}) as url:  # pragma: allowlist secret
         for given in ("", "admin:" + PASSWORD):
             monkeypatch.setenv("PREFECT_API_AUTH_STRING", given)
             with pytest.raises(StoreUnreachable, match="export PREFECT_API_AUTH_STRING=<user>:<password>") as refused:

@@ -3,6 +3,7 @@
 import re
 import stat
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,14 @@ def test_the_image_is_pinned_small_and_not_root():
     assert not re.search(r"^(ARG|ENV).*(PASSWORD|SECRET|TOKEN)", said, re.M)
     for line in re.findall(r"pip install .*", said):
         assert "--constraint infra/constraints.txt" in line or "--no-deps" in line or "uv==" in line, line
+
+
+def test_every_extra_that_an_image_may_have_is_in_the_tested_set():
+    said = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "infra" / "constraints.txt").read_text(), re.M))
+    wanted = [*said["dependencies"], *(each for extra in said["optional-dependencies"].values() for each in extra)]
+    names = {re.split(r"[\[<>=; ]", each)[0].lower() for each in wanted} - {"redoubt"}
+    assert names <= {name.lower() for name in pinned}
 
 
 def test_the_builder_is_sent_no_secret_and_no_store():

@@ -16,7 +16,7 @@ from tests.services.installation import ROOT, composed
 
 K8S = ROOT / "infra" / "k8s"
 KNOWN = {
-    "v1": {"Namespace", "Service", "ServiceAccount", "ConfigMap"},
+    "v1": {"Namespace", "Service", "ServiceAccount", "ConfigMap", "PersistentVolumeClaim"},
     "apps/v1": {"Deployment"},
     "rbac.authorization.k8s.io/v1": {"Role", "RoleBinding"},
     "networking.k8s.io/v1": {"NetworkPolicy"},
@@ -111,6 +111,26 @@ def test_a_job_has_every_variable_that_it_names_and_takes_a_gpu():
     limits = PODS["job"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "{{ gpus }}"
     assert JOB["variables"]["properties"]["gpus"]["default"] == "0"
+
+
+def test_a_run_reads_its_data_from_a_claim_that_an_overlay_makes():
+    (mount,) = (each for each in PODS["job"]["spec"]["containers"][0]["volumeMounts"] if each["name"] == "data")
+    (volume,) = (each for each in PODS["job"]["spec"]["volumes"] if each["name"] == "data")
+    assert (mount["readOnly"], volume["persistentVolumeClaim"]) == (
+        True,
+        {"claimName": "{{ data_claim }}", "readOnly": True},
+    )
+    assert mount["mountPath"] == DOCUMENTS["worker-ConfigMap-redoubt-calls"]["data"]["REDOUBT_DATA"]
+    claim = JOB["variables"]["properties"]["data_claim"]["default"]
+    assert f"data-PersistentVolumeClaim-{claim}" in DOCUMENTS
+
+
+def test_the_worker_looks_at_its_own_namespace_only():
+    """Prefect's observer asks for the pods of the whole cluster unless it is told: the role allows one namespace."""
+    (worker,) = PODS["worker-Deployment-worker"]["spec"]["containers"]
+    given = {each["name"]: each["value"] for each in worker["env"]}
+    namespace = DOCUMENTS["namespace-Namespace-redoubt"]["metadata"]["name"]
+    assert given["PREFECT_INTEGRATIONS_KUBERNETES_OBSERVER_NAMESPACES"] == namespace
 
 
 def test_a_secret_is_named_in_the_overlay_that_says_how_to_make_it():

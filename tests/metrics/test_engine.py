@@ -402,6 +402,69 @@ def test_standard_leaves_a_model_in_training_as_it_was():
         assert grad is None or torch.equal(parameter.grad, grad)
 
 
+# Models without slopes
+
+
+class Stairs(nn.Module):
+    """Two layers that answer in steps: no slope anywhere, of which a search by score alone still finds the foot."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.finite = model, True
+
+    def forward(self, x):
+        self.finite &= bool(x.isfinite().all())
+        return (self.model(x) * 4).floor() / 4
+
+
+@pytest.mark.parametrize("threat", [LINF, L2, L1, ThreatModel(norm="l0", eps=4)], ids=str)
+def test_a_model_without_slopes_is_shown_numbers_only_and_falls_to_scores(hardened, threat):
+    x, y = shown(60)
+    stairs = Stairs(hardened)
+    found = measure(stairs, x, y, threat=threat, suite="standard")
+    assert stairs.finite
+    assert not [each.error for each in found.attacks if each.error]
+    assert found.problems == ()
+    smooth = measure(hardened, x, y, threat=threat, suite="standard")
+    assert found.robust_accuracy <= smooth.robust_accuracy + 0.2
+
+
+@pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
+def test_the_least_norm_from_level_ground_is_none_and_the_point_is_a_number(threat):
+    x, y = shown(8)
+    level = Through(mlp(64, 10), after=lambda z: 0 * z + torch.eye(10)[y])
+    far, x_adv = minimum_norm(level, x, y, threat=threat, steps=30, start=torch.rand_like(x))
+    assert far.isinf().all()
+    assert x_adv.isfinite().all()
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_a_row_without_a_slope_takes_a_pass_and_a_last_look(threat):
+    x, y = shown(16)
+    level = Through(mlp(64, 10), after=lambda z: 0 * z + torch.eye(10)[0])
+    row = AttackConfig(name="restarts", params={"starts": "noise", "steps": 50})
+    found = measure(level, x, torch.zeros_like(y), threat=threat, suite=[row])
+    (noise,) = found.attacks
+    assert (noise.forward_samples, noise.backward_samples) == (2 * len(x), len(x))
+
+
+@pytest.mark.parametrize(("label", "fooled"), [(0, False), (1, True), (2, True)])
+def test_highest_logits_that_tie_are_judged_by_the_answer(label, fooled):
+    """All saturate at 1 within reach: the answer is class 0 then, and whoever asks is told so."""
+    x = torch.full((4, 1), 0.5)
+    x_adv_reach = ThreatModel(norm="linf", eps=0.2)
+
+    def scores(x):
+        return torch.cat([(1 if k == label else 20 * (x - 0.6) + 1) + 0 * x for k in range(3)], 1).clamp_max(1)
+
+    model = Through(nn.Identity(), after=scores)
+    y = torch.full((4,), label)
+    assert (model(x).argmax(1) == y).all()
+    found = measure(model, x, y, threat=x_adv_reach, suite="quick")
+    assert found.fooled.all() if fooled else not found.fooled.any()
+    assert not found.dropped.any()
+
+
 # What it costs
 
 

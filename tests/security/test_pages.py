@@ -164,6 +164,13 @@ def test_a_page_from_a_store_is_under_a_policy_before_anything_of_its_author(pag
     assert held(evil).endswith(evil)
 
 
+@pytest.mark.parametrize("word", ["http-equiv", "HTTP-EQUIV", "Http-Equiv"])
+def test_a_page_from_a_store_leads_nowhere(word):
+    """No policy forbids a page to send its reader elsewhere."""
+    page = Page(held(f'<meta {word}="refresh" content="0;url=https://evil.example/">'))
+    assert [value for name, value in page.attributes if name == "http-equiv"] == ["Content-Security-Policy"]
+
+
 def test_markdown_of_the_verdict_makes_no_link_no_image_and_no_element(story):
     evil = "[x](http://evil.example) ![x](http://evil.example/p.png) <img src=x> `x` | y\n# z"
     chapter = story.chapters[0].model_copy(update={"stage": evil})

@@ -222,6 +222,48 @@ def test_prefect_own_commands_reach_the_server_that_asks_who_calls(installation)
     assert call(installation, "prefect", "work-pool", "ls", PREFECT_API_AUTH_STRING=None).returncode != 0
 
 
+def test_a_worker_takes_what_is_deployed_from_a_server_that_asks_who_calls(installation, ran):
+    """The commands of compose.yaml's deploy and worker; the night's flow, begun by Prefect's own command."""
+    deployed = call(installation, "deploy", "--pool", "redoubt")
+    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
+    environment = os.environ | dict(installation.caller) | {"PREFECT_HOME": str(installation.folder / "prefect-worker")}
+    log = installation.folder / "worker.log"
+    with log.open("wb") as file:
+        command = [sys.executable, "-m", "flows", "worker", "--pool", "redoubt"]
+        worker = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+        try:
+            night = call(installation, "prefect", "deployment", "run", "redoubt-reattack-all/nightly", "--watch")
+            assert night.returncode == 0, night.stdout + night.stderr + log.read_text()
+            (said,) = json.loads(call(installation, "doctor", "--json", "--only", "worker").stdout)["checks"]
+            assert said["outcome"] == "ok", said
+        finally:
+            worker.terminate()
+            assert worker.wait(60) == 0
+    states = query(installation, "prefect", "SELECT state_type::text FROM flow_run WHERE deployment_id IS NOT NULL")
+    assert ("COMPLETED",) in states
+    verified = call(installation, "verify", "small", "--json")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    (version,) = json.loads(verified.stdout)["versions"]
+    assert version["evidences"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "changes", "told"),
+    [
+        (("worker",), {"PREFECT_API_AUTH_STRING": "admin:guessed-9911"}, "export PREFECT_API_AUTH_STRING="),
+        (("deploy",), {"PREFECT_API_AUTH_STRING": None}, "export PREFECT_API_AUTH_STRING="),
+        (("worker",), {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "no Prefect server answers at http://127.0.0.1:9"),
+        (("deploy",), {"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "no Prefect server answers at http://127.0.0.1:9"),
+    ],
+)
+def test_a_worker_or_a_deployment_that_is_not_let_in_says_what_to_set(installation, words, changes, told):
+    refused = call(installation, *words, **changes)
+    assert refused.returncode == 4
+    assert told in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert "guessed-9911" not in refused.stdout + refused.stderr
+
+
 def test_no_password_is_anywhere_but_where_it_was_given(installation, ran):
     """In no table, no object, no log, no file of ours, nothing printed; the environment alone knows them."""
     at = urlsplit(installation.postgres)

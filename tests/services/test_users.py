@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import requests
-from mlflow.exceptions import MlflowException
 
 from infra.services import Service, mlflow_server, mlflow_users, running
-from tasks.track import make_model, model_facts, open_run, set_tags, tag_model
+from tasks.errors import Forbidden, WrongInput
+from tasks.recall import known_of
+from tasks.track import make_model, model_facts, names, open_run, set_tags, tag_model
 from tasks.track import store as store_module
 
 ADMIN, ANN = ("admin", "a-password-of-some-length"), ("ann", "another-of-some-length")  # pragma: allowlist secret
@@ -51,7 +52,12 @@ def test_a_user_may_begin_a_model_and_sees_nothing_of_what_is_not_hers(log_in):
     tag_model("hers", {"mine": "1"})
     assert model_facts("hers") == ({}, {"mine": "1"})
     assert model_facts("theirs") == ({}, {})
-    with pytest.raises(MlflowException, match="Permission denied"):
+    with pytest.raises(Forbidden, match="MLflow's server does not let ann do this"):
         tag_model("theirs", {"kept": "2"})
+    with pytest.raises(Forbidden, match="'theirs' is registered, and ann may not see it"):
+        make_model("theirs")
+    with pytest.raises(WrongInput, match="What ann may not read does not show"):
+        known_of("theirs")
+    assert names() == ("hers",)
     log_in(*ADMIN)
     assert model_facts("theirs") == ({}, {"kept": "1"})
