@@ -66,6 +66,14 @@ def cifar_cnn() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 64, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
+def pooled() -> nn.Module:
+    """Two convolutions with max pooling and SiLU, normalised over channels."""
+    layers: list[nn.Module] = []
+    for ins, outs in ((1, 12), (12, 24)):
+        layers += [nn.Conv2d(ins, outs, 3, 1, 1), nn.GroupNorm(1, outs), nn.SiLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 49, 64), nn.SiLU(), nn.Linear(64, 10))
+
+
 class Times(nn.Module):
     """The logits, multiplied: a softmax over them saturates."""
 
@@ -143,6 +151,7 @@ MODELS = {
     "mnist-cnn-plain": Trained("mnist", mnist_cnn, plain, LINF(eps=0.2), 2, 3e-3),
     "mnist-cnn-adv": Trained("mnist", mnist_cnn, _mixed, LINF(eps=0.2), 5, 3e-3),
     "mnist-cnn-adv-l2": Trained("mnist", mnist_cnn, _steps(7), L2(eps=2.0), 4, 3e-3),
+    "mnist-pool-adv-l2": Trained("mnist", pooled, _steps(5), L2(eps=1.5), 3, 3e-3),
     "mnist-resnet-2step": Trained("mnist", lambda: resnet(1), _steps(2), LINF(eps=0.2), 3, 5e-3),
     "cifar-cnn-adv": Trained("cifar", cifar_cnn, _steps(5), LINF(eps=4 / 255), 12, 2e-3),
     "cifar-resnet-adv": Trained("cifar", lambda: resnet(3), _steps(3), LINF(eps=4 / 255), 10, 1e-2),
