@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tasks.attacks.geometry import ascend, farthest, per_sample, sample, to_hyperplane
+from tasks.attacks.geometry import ascend, farthest, per_sample, project, sample, to_hyperplane
 from tasks.attacks.search import ANY, At, Move, Search, margins, run_rows
 from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
@@ -21,11 +21,12 @@ BIAS = 0.1  # FAB: how far a step may be pulled back towards the original (alpha
 OVERSHOOT = 1.05  # FAB: how far a step goes beyond the hyperplane (eta)
 WIDE: dict[Norm, tuple[float, ...]] = {  # the ball in which a sample's restarts begin, in eps and in turn
     "l2": (2.0, 1.5),
-    "l1": (5.0, 3.0),
+    "l1": (12.0, 6.0, 3.0),
 }
 WAVED: tuple[Norm, ...] = ("l2",)  # where steps that fall along a cosine find more than ever smaller ones
 FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when it may end at any other one
-STARTS = ("nearest", "toward", "blocks", "stripes", "noise")
+STARTS = ("nearest", "thinned", "toward", "borrowed", "blocks", "stripes", "noise")
+KEPT = 0.5  # of what the nearest point changes, in a start that is thinned
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
 
 
@@ -61,10 +62,11 @@ def classes(search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pair
 def restarts(search: Search, rows: Tensor, *, starts: str = "toward nearest blocks noise", steps: int = 20) -> None:
     """Start again elsewhere, and go down the margin's slope: one row for each sample and each of the starts.
 
-    `nearest` goes on from the point of smallest margin, `toward` starts at the edge of the ball on the way to another
-    sample that the model calls by the target's name, `blocks`, `stripes` and `noise` start at random patterns. A
-    sample's tries take turns among its classes. In L2 and L1 the ball is larger at first and shrinks to eps: there
-    the way to the boundary leads around the corners of the box.
+    `nearest` goes on from the point of smallest margin, `thinned` from half of what that point changes, `toward` starts
+    at the edge of the ball on the way to another sample that the model calls by the target's name, `borrowed` with what
+    fooled the nearest sample of the class, then the next; `blocks`, `stripes` and `noise` start at random patterns. A
+    sample's tries take turns among its classes. In L2 and L1 the ball is larger at first and shrinks to eps: there the
+    way to the boundary leads around the corners of the box.
     """
     if not len(rows):
         return
@@ -92,12 +94,16 @@ def _start(search: Search, rows: Tensor, start: str) -> tuple[Tensor, Tensor]:
     any_or_named = torch.where(before % 2 == 0, torch.full_like(rows, ANY), named)
     if start == "noise":
         return any_or_named, sample(search.x[rows], search.threat, search.rng)
-    if start == "nearest":
-        return any_or_named, search.nearest[rows] - search.x[rows]
+    if start in ("nearest", "thinned"):
+        delta = search.nearest[rows] - search.x[rows]
+        kept = 1.0 if start == "nearest" else torch.rand(delta.shape, generator=search.rng, device=delta.device) < KEPT
+        return any_or_named, delta * kept
     if start == "toward":
         way = _toward(search, rows, named, before // ranked.shape[1])
         free = (before == 0) | (search.threat.norm in FREE)
         return torch.where(free, torch.full_like(rows, ANY), named), farthest(way, search.threat, within)
+    if start == "borrowed":
+        return any_or_named, _borrowed(search, rows, before)
     return any_or_named, farthest(pattern(search, rows, stripes=start == "stripes"), search.threat, within)
 
 
@@ -130,12 +136,27 @@ def pattern(search: Search, samples: Tensor, *, stripes: bool = False) -> Tensor
 
 def _toward(search: Search, rows: Tensor, target: Tensor, nth: Tensor) -> Tensor:
     """The way to the nth nearest other sample that the model takes for the target; random blocks where none is."""
+    other, found = _nth_nearest(search, rows, search.clean.argmax(1) == target.unsqueeze(1), nth)
+    way = search.x[other] - search.x[rows]
+    return torch.where(found, way, pattern(search, rows))
+
+
+def _borrowed(search: Search, rows: Tensor, nth: Tensor) -> Tensor:
+    """The perturbation that fooled the nth nearest sample of the class; random blocks where there is none."""
+    fell = search.fooled & (search.clean.argmax(1) == search.y)
+    other, found = _nth_nearest(search, rows, fell & (search.y == search.y[rows].unsqueeze(1)), nth)
+    within = search.within(rows)
+    lent = project(search.nearest[other] - search.x[other], search.threat, within)
+    return torch.where(found, lent, farthest(pattern(search, rows), search.threat, within))
+
+
+def _nth_nearest(search: Search, rows: Tensor, eligible: Tensor, nth: Tensor) -> tuple[Tensor, Tensor]:
+    """For each of rows [R] the nth nearest, [R], of the samples eligible [R, N], and whether there is one."""
     away = torch.cdist(search.x[rows].flatten(1).float(), search.x.flatten(1).float())
-    away = away.masked_fill(search.clean.argmax(1) != target.unsqueeze(1), float("inf"))
+    away = away.masked_fill(~eligible, float("inf"))
     nth = nth.clamp_max(len(search.x) - 1).unsqueeze(1)
     gap, other = (part.gather(1, nth).squeeze(1) for part in away.sort(dim=1, stable=True))
-    way = search.x[other] - search.x[rows]
-    return torch.where(per_sample(gap.isfinite(), like=way), way, pattern(search, rows))
+    return other, per_sample(gap.isfinite(), like=search.x)
 
 
 def _climb(search: Search, steps: int, *, wide: float = 1.0) -> Move:

@@ -127,7 +127,9 @@ def test_a_limit_that_leaves_nothing_is_refused(passes):
 
 @pytest.mark.parametrize("starts", ["", " ", "towards", "nearest towards", "noise,nearest"])
 def test_an_unknown_start_says_which_there_are_before_anything_runs(starts):
-    hint = r"must name some of nearest, toward, blocks, stripes, noise\. Write e\.g\. 'toward nearest'"
+    hint = (
+        r"must name some of nearest, thinned, toward, borrowed, blocks, stripes, noise\. Write e\.g\. 'toward nearest'"
+    )
     with pytest.raises(WrongInput, match=hint):
         as_suite([AttackConfig(name="restarts", params={"starts": starts})])
     model, x, y = nn.Linear(3, 2), torch.rand(4, 3), torch.zeros(4, dtype=torch.long)

@@ -122,7 +122,7 @@ def test_a_weak_model_is_found_attacked_failed_hardened_attacked_again_and_promo
     # from here on nobody does anything
 
     until(lambda: len([r for version in registered(NAME) for r in version.records()]) == 2, "both are measured")
-    assert aliases(NAME) == {"champion": 2}
+    until(lambda: aliases(NAME) == {"champion": 2}, "the hardened one is promoted")
     (weak,), (hardened,) = (version.records() for version in registered(NAME))
     assert (weak.verdict, hardened.verdict) == ("fail", "pass")
     assert weak.key == hardened.key
