@@ -1,14 +1,19 @@
 """The checks that infra/audit makes: secrets in tracked files, and who was asked about vulnerabilities."""
 
+import json
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "infra"))
 from leaks import found_in, tracked  # noqa: E402
-from vulnerable import judged  # noqa: E402
+from vulnerable import PINNED, asked, judged  # noqa: E402
 
 
 def test_no_tracked_file_holds_a_secret():
@@ -59,3 +64,56 @@ def test_nobody_asked_is_not_nothing_known(rows, code, word):
     got, said = judged(rows)
     assert got == code
     assert any(word in line for line in said)
+
+
+@pytest.fixture
+def advisories(monkeypatch) -> Iterator[tuple[dict[str, str], list[dict[str, Any]]]]:
+    """Which packages a vulnerability service on this machine knows a flaw of, and what it was asked."""
+    flawed: dict[str, str] = {}
+    heard: list[dict[str, Any]] = []
+
+    class Service(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            heard.append(query)
+            name = query["package"]["name"]
+            ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": flawed.get(name, "")}]}]
+            affected = [{"package": query["package"], "ranges": ranges, "versions": [query["version"]]}]
+            vulns = [{"id": "PYSEC-1", "modified": "2026-01-01T00:00:00Z", "summary": "planted", "affected": affected}]
+            answer = json.dumps({"vulns": vulns} if name in flawed else {}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PIP_AUDIT_OSV_URL", f"http://127.0.0.1:{server.server_port}")
+    yield flawed, heard
+    server.shutdown()
+    server.server_close()
+
+
+def test_pip_audit_asks_for_every_pinned_package_and_its_word_decides(advisories):
+    flawed, heard = advisories
+    flawed["jinja2"] = "99.1"
+    pinned = [line for line in PINNED.read_text().splitlines() if "==" in line.partition("#")[0]]
+    rows = asked("osv")
+    assert rows is not None
+    assert {query["package"]["name"] for query in heard} == {row["name"] for row in rows}
+    assert len(rows) > 0.9 * len(pinned)  # a marker may leave out what this Python does not need
+
+    code, (said,) = judged(rows)
+    assert code == 1
+    assert said.startswith("jinja2 3.")
+    assert said.endswith(": PYSEC-1, fixed in 99.1")
+    assert judged([row for row in rows if row["name"] != "jinja2"])[0] == 0
+
+
+def test_a_service_that_does_not_answer_is_no_word(monkeypatch, capsys):
+    monkeypatch.setenv("PIP_AUDIT_OSV_URL", "http://127.0.0.1:9")
+    assert asked("osv") is None
+    assert "osv does not answer" in capsys.readouterr().out
