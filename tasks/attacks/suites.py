@@ -32,6 +32,7 @@ FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
 QUICK = 34.0  # passes a sample, at most; what is asked before a cell's search begins takes some of the promised 40
 # In L1 a sample falls to the tenth try as readily as to the first: turns do not grow, and starts differ.
 EVEN = {"near": 0.07, "growth": 1.0, "fewest": 16}
+BRIEF = {"near": 0.15, "growth": 1.0}
 VARIED = ("toward", "borrowed", "noise", "thinned")
 # Of the suite "warm": how a turn's samples are chosen, the nearest alone or more of them, or the same few each time.
 SHARP = {"share": 0.005, "near": 0.005, "fewest": 2}
@@ -43,16 +44,18 @@ SUITES: dict[str, Suite] = {
         name="quick",
         attacks=(
             _row("margin", {"steps": 6}, norms=FLAT),
-            _row("margin", {"steps": 10}, norms=LONG),
+            _row("margin", {"steps": 8}, norms=LONG),
             _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5}, share=1.0),
             _drawn("restarts", {"starts": "toward nearest", "steps": 10}, share=0.04, norms=FLAT),
-            _drawn("restarts", {"starts": "toward", "steps": 16}, share=0.1, norms=LONG),
+            _drawn("restarts", {"starts": "nearest", "steps": 20}, **BRIEF, norms=("l2",)),
+            _drawn("restarts", {"starts": "toward", "steps": 12}, **BRIEF, norms=("l2",)),
+            *(_drawn("restarts", {"starts": s, "steps": 10}, **BRIEF, norms=("l1",)) for s in VARIED),
             _drawn("square", {"queries": 100, "burst": 50, "horizon": 100}, share=0.02),
         ),
         again=0.25,
         passes=14,
         whole=QUICK,
-        ends={"l1": End(again=0.25, passes=11, whole=QUICK)},
+        ends={norm: End(again=2, passes=30, whole=QUICK) for norm in LONG},
     ),
     "standard": Suite(
         name="standard",
