@@ -5,8 +5,8 @@
 Part 1: one model, evaluated by one worker process and then by two, from an empty store each time, each process started
 and its model and samples loaded before the clock runs. `driver` is what the process that hands out has computed
 meanwhile. Part 2: two kinds of model as `redoubt evaluate --again` measures them, against a real MLflow server. All of
-it on one thread in each process. Nothing else may run on the machine. Ends with 1 where two workers are less than WANTED
-times as fast as one, or report another thing.
+it on one thread in each process. Nothing else may run on the machine. Ends with 1 where two workers are less than
+WANTED times as fast as one, or report another thing.
 """
 
 import argparse
