@@ -195,6 +195,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"REDOUBT_HOME": folder, "OMP_NUM_THREADS": "1", "REDOUBT_WORKERS": ""}
+        os.environ["PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW"] = "ignore"  # the tasks are called outside of a flow
         os.environ.pop("PREFECT_API_URL", None)
         server = mlflow_server(Path(folder), backend=f"sqlite:///{folder}/mlflow.db", artifacts=f"{folder}/artifacts")
         from flows.ephemeral import prefect_api
