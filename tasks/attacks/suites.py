@@ -32,7 +32,7 @@ FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
 QUICK = 34.0  # passes a sample, at most; what is asked before a cell's search begins takes some of the promised 40
 # In L1 a sample falls to the tenth try as readily as to the first: turns do not grow, and starts differ.
 EVEN = {"near": 0.07, "growth": 1.0, "fewest": 16}
-BRIEF = {"near": 0.15, "growth": 1.0}
+BRIEF = {"near": 0.15, "growth": 1.0}  # of the suite "quick", in L2 too
 VARIED = ("toward", "borrowed", "noise", "thinned")
 # Of the suite "warm": how a turn's samples are chosen, the nearest alone or more of them, or the same few each time.
 SHARP = {"share": 0.005, "near": 0.005, "fewest": 2}

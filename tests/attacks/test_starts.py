@@ -6,10 +6,10 @@ from torch import nn
 
 from tasks.attacks import ThreatModel
 from tasks.attacks.arms import STARTS, restarts
-from tasks.attacks.geometry import distance
+from tasks.attacks.geometry import distance, inside
 from tasks.attacks.search import Search
 
-SIZES = {"linf": 0.03, "l2": 0.1, "l1": 0.3, "l0": 1, "l0-pixels": 1}
+SIZES = {"linf": 0.01, "l2": 0.1, "l1": 0.3, "l0": 1, "l0-pixels": 1}
 
 
 class Heard(nn.Module):
@@ -45,6 +45,8 @@ def begun(search: Search, rows: list[int], start: str) -> torch.Tensor:
 def test_every_start_is_within_ball_and_box(norm, start):
     x = torch.rand(40, 2, 6, 6, generator=torch.Generator().manual_seed(1))
     search = searched(x, norm)
+    search.nearest = inside(x, x + torch.randn(x.shape, generator=torch.Generator().manual_seed(4)), search.threat)
+    search.fooled[:20] = True  # they lend
     for _ in range(3):
         rows = (~search.fooled).nonzero().flatten().tolist()
         assert len(rows) > 4
@@ -70,10 +72,10 @@ def test_borrowed_is_what_fooled_the_nearest_sample_of_the_class_then_the_next(n
 
 
 def test_borrowed_is_nothing_from_a_sample_that_the_model_had_wrong():
-    x = torch.tensor([[0.3, 0.5], [0.31, 0.5]])
+    x = torch.tensor([[0.3, 0.5], [0.51, 0.5]])
     search = searched(x, "linf")
-    search.y = torch.tensor([0, 1])
-    search.fooled = torch.tensor([False, True])
+    assert search.y.tolist() == [0, 1]
+    search.y, search.fooled = torch.tensor([0, 0]), torch.tensor([False, True])
     assert begun(search, [0], "borrowed").abs().sum() > 0  # a pattern: to lend no change would be no start
 
 

@@ -10,15 +10,25 @@ from typing import Any
 
 
 @contextmanager
-def listening() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The URL of a webhook on this machine, and what was posted to it so far."""
+def listening(reply: Callable[[Any], Any] | None = None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The URL of a webhook on this machine, and what was posted to it so far.
+
+    It answers with what `reply` makes of each post, or else with nothing.
+    """
     heard: list[dict[str, Any]] = []
 
     class Receiver(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
+            if reply is None:
+                self.send_response(204)
+                self.end_headers()
+                return
+            answer = json.dumps(reply(heard[-1])).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
+            self.wfile.write(answer)
 
         def log_message(self, *_: Any) -> None:
             pass

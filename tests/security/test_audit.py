@@ -1,14 +1,13 @@
 """The checks that infra/audit makes: secrets in tracked files, and who was asked about vulnerabilities."""
 
-import json
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.flows.webhook import listening
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "infra"))
@@ -70,31 +69,18 @@ def test_nobody_asked_is_not_nothing_known(rows, code, word):
 def advisories(monkeypatch) -> Iterator[tuple[dict[str, str], list[dict[str, Any]]]]:
     """Which packages a vulnerability service on this machine knows a flaw of, and what it was asked."""
     flawed: dict[str, str] = {}
-    heard: list[dict[str, Any]] = []
 
-    class Service(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            heard.append(query)
-            name = query["package"]["name"]
-            ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": flawed.get(name, "")}]}]
-            affected = [{"package": query["package"], "ranges": ranges, "versions": [query["version"]]}]
-            vulns = [{"id": "PYSEC-1", "modified": "2026-01-01T00:00:00Z", "summary": "planted", "affected": affected}]
-            answer = json.dumps({"vulns": vulns} if name in flawed else {}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
-            self.end_headers()
-            self.wfile.write(answer)
+    def reply(query: dict[str, Any]) -> dict[str, Any]:
+        name = query["package"]["name"]
+        if name not in flawed:
+            return {}
+        ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": flawed[name]}]}]
+        affected = [{"package": query["package"], "ranges": ranges, "versions": [query["version"]]}]
+        return {"vulns": [{"id": "PYSEC-1", "modified": "2026-01-01T00:00:00Z", "affected": affected}]}
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Service)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("PIP_AUDIT_OSV_URL", f"http://127.0.0.1:{server.server_port}")
-    yield flawed, heard
-    server.shutdown()
-    server.server_close()
+    with listening(reply) as (url, heard):
+        monkeypatch.setenv("PIP_AUDIT_OSV_URL", url)
+        yield flawed, heard
 
 
 def test_pip_audit_asks_for_every_pinned_package_and_its_word_decides(advisories):
