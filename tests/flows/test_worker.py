@@ -33,7 +33,7 @@ from tasks.track import client
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0
 PROBE = """
-import json, os, sys, time
+import itertools, json, os, sys, time
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ from prefect import flow, get_run_logger
 
 
 @flow(name="probe")
-def probe(said: str, hold: bool = False) -> None:
+def probe(said: str, hold: bool = False, hang: bool = False) -> None:
     found = {
         "pid": os.getpid(),
         "said": said,
@@ -56,6 +56,8 @@ def probe(said: str, hold: bool = False) -> None:
     Path(said).write_text(json.dumps(found))
     while hold and not Path(said + ".on").exists():
         time.sleep(0.05)
+    if hang:  # in C code: no signal is handled, no other thread runs
+        sum(itertools.repeat(0))
 """
 PARTS = """
 import torch
@@ -225,6 +227,15 @@ def test_a_cancelled_run_ends_its_process(stand, worker):
     stand.api.set_flow_run_state(run, Cancelling())
     assert stand.ended(run) == "Cancelled"
     eventually(lambda: not alive(found["pid"]), "the process of a cancelled run lives on")
+    assert stand.ended(stand.probed()[0]) == "Completed"
+
+
+@pytest.mark.nightly
+def test_a_cancelled_run_that_hangs_for_good_ends_all_the_same(stand, worker):
+    run, found = stand.probed(hang=True)
+    stand.api.set_flow_run_state(run, Cancelling())
+    assert stand.ended(run) == "Cancelled"
+    eventually(lambda: not alive(found["pid"]), "the process of a cancelled run that hangs lives on")
     assert stand.ended(stand.probed()[0]) == "Completed"
 
 

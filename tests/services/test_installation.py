@@ -71,8 +71,11 @@ def installation(tmp_path_factory) -> Iterator[Installation]:
             command, settings = as_process(services[name], places)
             environment = os.environ | known | settings
             subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        # as in compose.yaml, nobody but MLflow's server reaches the objects: by a name that nobody else knows
+        apart = {"MLFLOW_S3_ENDPOINT_URL": "http://s3:7070", "HTTP_PROXY": objects.url, "NO_PROXY": "127.0.0.1"}
         for name, at in ports.items():
             command, settings = as_process(services[name], places, at)
+            settings |= apart if name == "mlflow" else {}
             health = urlsplit(services[name]["healthcheck"]["test"][-1]).path
             stack.enter_context(running(Service(command, at, folder / f"{name}.log", health, settings | known)))
         caller = as_process(services["worker"], places)[1]
