@@ -222,20 +222,12 @@ def test_a_killed_run_is_crashed_and_the_worker_goes_on(stand, worker):
 
 
 @pytest.mark.nightly
-def test_a_cancelled_run_ends_its_process(stand, worker):
-    run, found = stand.probed(hold=True)
+@pytest.mark.parametrize("how", ["hold", "hang"])
+def test_a_cancelled_run_ends_its_process_though_it_hangs_for_good(stand, worker, how):
+    run, found = stand.probed(**{how: True})
     stand.api.set_flow_run_state(run, Cancelling())
     assert stand.ended(run) == "Cancelled"
     eventually(lambda: not alive(found["pid"]), "the process of a cancelled run lives on")
-    assert stand.ended(stand.probed()[0]) == "Completed"
-
-
-@pytest.mark.nightly
-def test_a_cancelled_run_that_hangs_for_good_ends_all_the_same(stand, worker):
-    run, found = stand.probed(hang=True)
-    stand.api.set_flow_run_state(run, Cancelling())
-    assert stand.ended(run) == "Cancelled"
-    eventually(lambda: not alive(found["pid"]), "the process of a cancelled run that hangs lives on")
     assert stand.ended(stand.probed()[0]) == "Completed"
 
 

@@ -1,5 +1,6 @@
 """infra/compose.yaml and infra/Dockerfile, held against what no container engine is needed for."""
 
+import os
 import re
 import stat
 import subprocess
@@ -160,3 +161,58 @@ def test_the_auth_app_has_no_password_in_its_file_and_shows_nothing_to_whoever_h
     assert re.search(r"^database_uri = postgresql:///mlflow_auth$", said, re.M)
     mode = stat.S_IMODE((ROOT / "infra" / "databases.sh").stat().st_mode)
     assert mode & 0o004  # PostgreSQL's user reads it in the container
+
+
+ENGINE = """#!/bin/sh
+echo "$@" >> "$HOME/asked"
+[ "$1" != version ] || exit 0
+while [ "$1" != --env-file ]; do shift; done
+case $3 in
+  config) cp "$2" "$HOME/less"; [ -n "$STARTS" ] || { echo "write S3_SECRET_KEY into infra/.env"; exit 1; } ;;
+  up) cp "$2" "$HOME/env"; exit 7 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("starts", [False, True], ids=["refuses", "starts without a secret"])
+def test_the_trial_gives_every_value_and_takes_everything_down_where_the_engine_fails(tmp_path, starts):
+    engine = tmp_path / "engine"
+    engine.write_text(ENGINE)
+    engine.chmod(0o700)
+    given = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "TMPDIR": str(tmp_path), "COMPOSE": str(engine)}
+    tried = subprocess.run(
+        ["sh", str(ROOT / "infra" / "containers")],
+        env=given | {"STARTS": "yes" if starts else ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    less = dict(line.split("=", 1) for line in (tmp_path / "less").read_text().splitlines())
+    assert set(GIVEN) - set(less) == {"S3_SECRET_KEY"}
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert "down --volumes" in asked[-1]
+    assert {path.name for path in tmp_path.iterdir()} == {"engine", "asked", "less"} | (
+        {"env"} if not starts else set()
+    )
+    if starts:
+        assert (tried.returncode, tried.stderr) == (1, "it started without S3_SECRET_KEY\n")
+    else:
+        made = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines())
+        assert tried.returncode == 7
+        composed(made)
+        secrets = [value for name, value in made.items() if name != "REDOUBT_DATA"]
+        assert len(set(secrets)) == len(secrets)
+        assert min(map(len, secrets)) >= 48
+        assert not [value for value in secrets if value in tried.stdout + tried.stderr]
+
+
+def test_without_an_engine_the_trial_says_what_is_missing():
+    tried = subprocess.run(
+        ["sh", str(ROOT / "infra" / "containers")],
+        env={"PATH": os.environ["PATH"], "COMPOSE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert tried.returncode == 3
+    assert "No container engine answers to 'false'" in tried.stderr
