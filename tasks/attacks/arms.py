@@ -15,13 +15,14 @@ from tasks.attacks.search import ANY, At, Move, Search, margins, run_rows
 from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
 
-FIRST, LAST = 1.0, 0.05  # of eps: the first and the last step's size
+FIRST: dict[Norm, float] = {"l2": 10.0}  # the first step's size in eps, 1 elsewhere: so long a one ends at a far corner
+LAST = 0.05  # of eps: the last step's size
 SHRUNK = 0.25  # of the steps: by then a ball that was larger at first has come down to eps
 BIAS = 0.1  # FAB: how far a step may be pulled back towards the original (alpha_max in the paper)
 OVERSHOOT = 1.05  # FAB: how far a step goes beyond the hyperplane (eta)
-WIDE: dict[Norm, tuple[float, ...]] = {  # the ball in which a sample's restarts begin, in eps and in turn
-    "l2": (2.0, 1.5),
-    "l1": (12.0, 6.0, 3.0),
+WIDE: dict[Norm, tuple[float, ...]] = {  # the ball in which a descent begins, in eps; a sample's restarts take turns
+    "l2": (3.0, 2.0),
+    "l1": (6.0, 12.0, 3.0),
 }
 WAVED: tuple[Norm, ...] = ("l2",)  # where steps that fall along a cosine find more than ever smaller ones
 FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when it may end at any other one
@@ -30,22 +31,23 @@ KEPT = 0.5  # of what the nearest point changes, in a start that is thinned
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
 
 
-def margin(search: Search, rows: Tensor, *, steps: int = 8) -> None:
+def margin(search: Search, rows: Tensor, *, steps: int = 8, cut: int = 0) -> None:
     """Lower the margin to the nearest class, from the clean input, along steps that shrink.
 
     After APGD (Croce and Hein, 2020, https://arxiv.org/abs/2003.01690) with the raw margin as loss and without its
-    momentum and look-backs, which do not pay within so few steps.
+    momentum and look-backs, which do not pay within so few steps. In L2 and L1 the ball is larger at first and shrinks
+    to eps: there the way to the boundary leads around the corners of the box. With cut > 0 only the better third of the
+    samples goes on after so many steps.
     """
-    start = torch.zeros_like(search.x[rows])
-    run_rows(search, rows, torch.full_like(rows, ANY), start, _climb(search, steps), steps=steps)
+    _descend(search, rows, torch.full_like(rows, ANY), torch.zeros_like(search.x[rows]), steps=steps, cut=cut)
 
 
 def classes(search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pairs: float = 0.0) -> None:
     """Aim from the clean input at every other class.
 
     With pairs > 0 each visit tries only so many pairs of sample and class per sample: the most promising of those
-    that are left, whose margin is small on the clean input and at the nearest point taken together. With cut > 0
-    only the better third of them goes on after so many steps.
+    that are left, whose margin is small on the clean input and at the nearest point taken together. `cut` as in
+    margin, of the pairs.
     """
     samples, targets = _pairs(search, rows, 0)
     left = (~search.aimed[samples, targets]).nonzero().flatten()
@@ -55,27 +57,25 @@ def classes(search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pair
     best = promise.argsort(stable=True)[: math.ceil(pairs * len(rows)) or None]
     samples, targets = samples[best], targets[best]
     search.aimed[samples, targets] = True
-    start = torch.zeros_like(search.x[samples])
-    run_rows(search, samples, targets, start, _climb(search, steps), steps=steps, cut=cut or None)
+    _descend(search, samples, targets, torch.zeros_like(search.x[samples]), steps=steps, cut=cut)
 
 
-def restarts(search: Search, rows: Tensor, *, starts: str = "toward nearest blocks noise", steps: int = 20) -> None:
+def restarts(
+    search: Search, rows: Tensor, *, starts: str = "toward nearest blocks noise", steps: int = 20, cut: int = 0
+) -> None:
     """Start again elsewhere, and go down the margin's slope: one row for each sample and each of the starts.
 
     `nearest` goes on from the point of smallest margin, `thinned` from half of what that point changes, `toward` starts
     at the edge of the ball on the way to another sample that the model calls by the target's name, `borrowed` with what
     fooled the nearest sample of the class, then the next; `blocks`, `stripes` and `noise` start at random patterns. A
-    sample's tries take turns among its classes. In L2 and L1 the ball is larger at first and shrinks to eps: there the
-    way to the boundary leads around the corners of the box.
+    sample's tries take turns among its classes. Ball and `cut` as in margin.
     """
     if not len(rows):
         return
-    wide = WIDE.get(search.threat.norm)
     turn = int(search.tried("restarts", rows).amin())
     begun = [_start(search, rows, start) for start in known_starts(starts)]
     targets, deltas = (torch.cat(parts) for parts in zip(*begun, strict=True))
-    several, move = rows.repeat(len(begun)), _climb(search, steps, wide=wide[turn % len(wide)] if wide else 1.0)
-    run_rows(search, several, targets, deltas, move, steps=steps, inside=wide is None)
+    _descend(search, rows.repeat(len(begun)), targets, deltas, steps=steps, cut=cut, turn=turn)
 
 
 def known_starts(starts: str) -> list[str]:
@@ -159,13 +159,23 @@ def _nth_nearest(search: Search, rows: Tensor, eligible: Tensor, nth: Tensor) ->
     return other, per_sample(gap.isfinite(), like=search.x)
 
 
-def _climb(search: Search, steps: int, *, wide: float = 1.0) -> Move:
+def _descend(
+    search: Search, rows: Tensor, target: Tensor, start: Tensor, *, steps: int, cut: int, turn: int = 0
+) -> None:
+    """Down the margin's slope; where the norm has wide balls, the first radius is that of this turn."""
+    wide = WIDE.get(search.threat.norm, (1.0,))
+    move = _climb(search, steps, wide=wide[turn % len(wide)])
+    run_rows(search, rows, target, start, move, steps=steps, inside=len(wide) == 1, cut=cut or None)
+
+
+def _climb(search: Search, steps: int, *, wide: float) -> Move:
     """Down the margin's slope; the ball starts `wide` times as large and has soon shrunk to eps."""
     i = torch.arange(steps, dtype=search.x.dtype, device=search.x.device)
-    done = i / max(steps - 1, 1)
-    falling, waved = FIRST * (LAST / FIRST) ** done, LAST + (FIRST - LAST) * (1 + torch.cos(math.pi * done)) / 2
+    done, first = i / max(steps - 1, 1), FIRST.get(search.threat.norm, 1.0)
+    falling, waved = first * (LAST / first) ** done, LAST + (first - LAST) * (1 + torch.cos(math.pi * done)) / 2
     shares = waved if search.threat.norm in WAVED else falling
     radii = search.threat.eps * (1 + (wide - 1) * (1 - i / max(SHRUNK * steps, 1)).clamp_min(0))
+    radii[-1] = search.threat.eps  # a single step must end within the budget
 
     def move(at: At) -> Tensor:
         eps = per_sample(radii[at.step], like=at.delta) if wide > 1 else None

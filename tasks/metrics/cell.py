@@ -67,13 +67,14 @@ def attack_cell(
     number: int,
     warm: Tensor | None = None,
     coarse: bool = False,
+    asked: int = 0,
     attack_seconds: float = ATTACK_SECONDS,
     tell: Callable[[str, int], None] | None = None,
 ) -> Cell:
     """The suite's result on x [N, ...], y [N], N at most 512. Its random draws follow from seed and cell number.
 
-    With coarse the search runs in bfloat16. tell(attack, standing) is called as it goes on. attack_seconds as in
-    measure().
+    With coarse the search runs in bfloat16. asked: passes that were made before any cell, which a suite's limit on the
+    whole holds too. tell(attack, standing) is called as it goes on. attack_seconds as in measure().
     """
     started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
     torch.manual_seed(generator(CPU, seed, "model", number).initial_seed())  # of models that draw
@@ -92,7 +93,7 @@ def attack_cell(
         standing = search.standing()
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
     engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell, attack_seconds=attack_seconds)
-    engine.begun = forward + backward
+    engine.begun = forward + backward - asked
     tallies = engine.run()
     x_adv, fooled, dropped, prediction = _confirmed(meter, search, x, y, prediction)
     wrong = violation(x, x_adv, threat)

@@ -12,6 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from tasks.attacks import ATTACKS, AttackConfig, Suite, ThreatModel
+from tasks.attacks.config import End
 from tasks.attacks.geometry import distance
 from tasks.attacks.search import SLACK, Search
 from tasks.metrics.child import Failed, Result, Stopped, can_fork, in_child
@@ -99,16 +100,15 @@ class Engine:
         stands. The spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
         """
         effort = last_flip = 0.0
-        end = self.suite.end(self.search.threat)
         begun, stood, late = self._spent(), len(self.search.standing()), 0
         falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
-            open_ = [t for t in group if t.error is None and not t.spent]
+            end, open_ = self._end(), [t for t in group if t.error is None and not t.spent]
             most = end.reached((self._spent() - begun) / len(self.search.x), effort) or self._left() <= 0
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
-            again = end.again if end.again is None or not self._level() else max(end.again, DOGGED)
-            if not open_ or most or (not due and again is not None and effort - last_flip >= again * last_flip):
+            again = math.inf if end.again is None else end.again * last_flip
+            if not open_ or most or (not due and effort - last_flip >= again):
                 self.capped |= most
                 break
             first_round = any(t.config.samples == "drawn" for t in due)
@@ -253,9 +253,14 @@ class Engine:
         each = max(tally.each, _each(tally.config)) or max(other.each for other in self.tallies)
         return int(left / each) if each else len(self.search.x)
 
-    def _level(self) -> bool:
-        """Whether many of the steps found no slope."""
-        return bool(self.search.level > LEVEL * self.search.steps)
+    def _end(self) -> End:
+        """When the drawing ends. Where steps find no slope, a norm's own limit of passes, for descents, gives way."""
+        suite, end = self.suite, self.suite.end(self.search.threat)
+        if not self.search.level > LEVEL * self.search.steps:
+            return end
+        again = None if end.again is None else max(end.again, DOGGED)
+        passes = None if end.passes is None or suite.passes is None else max(end.passes, suite.passes)
+        return end.model_copy(update={"again": again, "passes": passes})
 
     def _spent(self) -> int:
         """Passes so far, forward and backward."""

@@ -170,7 +170,9 @@ def measure(
         coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
         begun = meter.forward_samples, meter.backward_samples, time.perf_counter() - started
         how: dict[str, Any] = {"threat": threat, "suite": suite, "seed": seed, "coarse": coarse}
-        attack: Callable[..., Cell] = partial(attack_cell, meter, attack_seconds=attack_seconds, **how)
+        attack: Callable[..., Cell] = partial(
+            attack_cell, meter, asked=meter.passes, attack_seconds=attack_seconds, **how
+        )
         if store is not None and weights:
             attack = partial(known_cell, store, _facts(meter, x, weights=weights, **how), suite.under(threat), attack)
         cells = list(_cells(attack, x, y, warm, bar, f"{suite.name}, {threat}", block))
