@@ -53,10 +53,12 @@ CASES = (
     Case("mnist-cnn-adv-l2", L2(eps=2.0), "l2", "tune"),
     Case("mnist-cnn-adv", L2(eps=1.5), "another", "tune"),
     Case("mnist-pool-adv-l2", L2(eps=1.5), "l2", "report", 200),
+    Case("mnist-gelu-adv-l1", L2(eps=1.5), "another", "report", 200),
     Case("cifar-cnn-adv", L2(eps=0.5), "another", "report", 200),
     Case("digits-mlp-adv", L1(eps=2.0), "another", "tune"),
     Case("mnist-cnn-adv-l2", L1(eps=8.0), "l1", "tune"),
-    Case("mnist-pool-adv-l2", L1(eps=8.0), "l1", "report", 200),
+    Case("mnist-pool-adv-l2", L1(eps=8.0), "l1", "tune", 200),
+    Case("mnist-gelu-adv-l1", L1(eps=8.0), "l1", "report", 200),
 )
 
 

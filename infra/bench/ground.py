@@ -74,6 +74,14 @@ def pooled() -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 49, 64), nn.SiLU(), nn.Linear(64, 10))
 
 
+def strided() -> nn.Module:
+    """Three strided convolutions with GELU and a mean over places."""
+    layers: list[nn.Module] = []
+    for ins, outs, size in ((1, 16, 5), (16, 32, 3), (32, 64, 3)):
+        layers += [nn.Conv2d(ins, outs, size, 2, size // 2), nn.GELU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64 * 4, 10))
+
+
 class Times(nn.Module):
     """The logits, multiplied: a softmax over them saturates."""
 
@@ -152,6 +160,7 @@ MODELS = {
     "mnist-cnn-adv": Trained("mnist", mnist_cnn, _mixed, LINF(eps=0.2), 5, 3e-3),
     "mnist-cnn-adv-l2": Trained("mnist", mnist_cnn, _steps(7), L2(eps=2.0), 4, 3e-3),
     "mnist-pool-adv-l2": Trained("mnist", pooled, _steps(5), L2(eps=1.5), 3, 3e-3),
+    "mnist-gelu-adv-l1": Trained("mnist", strided, _steps(7), L1(eps=8.0), 4, 3e-3),
     "mnist-resnet-2step": Trained("mnist", lambda: resnet(1), _steps(2), LINF(eps=0.2), 3, 5e-3),
     "cifar-cnn-adv": Trained("cifar", cifar_cnn, _steps(5), LINF(eps=4 / 255), 12, 2e-3),
     "cifar-resnet-adv": Trained("cifar", lambda: resnet(3), _steps(3), LINF(eps=4 / 255), 10, 1e-2),
