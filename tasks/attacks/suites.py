@@ -61,7 +61,7 @@ SUITES: dict[str, Suite] = {
         again=0.25,
         passes=14,
         whole=QUICK,
-        ends={norm: End(again=5, whole=QUICK) for norm in LONG},
+        ends={"l2": End(again=5, whole=QUICK), "l1": End(again=8, whole=QUICK)},
     ),
     "standard": Suite(
         name="standard",
