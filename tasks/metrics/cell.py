@@ -73,8 +73,8 @@ def attack_cell(
 ) -> Cell:
     """The suite's result on x [N, ...], y [N], N at most 512. Its random draws follow from seed and cell number.
 
-    With coarse the search runs in bfloat16. asked: passes that were made before any cell, which a suite's limit on the
-    whole holds too. tell(attack, standing) is called as it goes on. attack_seconds as in measure().
+    With coarse the search runs in bfloat16. asked: passes made before any cell, which count within the first one's
+    limit. tell(attack, standing) is called as it goes on. attack_seconds as in measure().
     """
     started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
     torch.manual_seed(generator(CPU, seed, "model", number).initial_seed())  # of models that draw
@@ -93,7 +93,7 @@ def attack_cell(
         standing = search.standing()
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
     engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell, attack_seconds=attack_seconds)
-    engine.begun = forward + backward - asked
+    engine.begun = forward + backward - (asked if number == 0 else 0)
     tallies = engine.run()
     x_adv, fooled, dropped, prediction = _confirmed(meter, search, x, y, prediction)
     wrong = violation(x, x_adv, threat)

@@ -481,6 +481,23 @@ def test_quick_spends_at_most_forty_passes_a_sample(network, threat, request):
         assert passes(measure(model, x[:few], y[:few], threat=threat, suite="quick")) <= 40 * few
 
 
+def test_what_is_asked_before_the_first_cell_takes_nothing_from_a_small_last_one(hardened):
+    x, y = shown(200)
+    stands = ~measure(hardened, x, y, threat=L2, suite="quick").fooled
+    few = [part[stands][:2] for part in (x, y)]
+    x, y = (
+        torch.cat([part[stands].repeat(8, *[1] * (part.ndim - 1))[:BLOCK], two])
+        for part, two in zip((x, y), few, strict=True)
+    )
+    assert len(x) == BLOCK + 2
+    last, alone = (
+        measure(hardened, x, y, threat=L2, suite="quick", block=1),
+        measure(hardened, *few, threat=L2, suite="quick"),
+    )
+    assert passes(alone) <= 40 * 2
+    assert passes(last) > passes(alone) + 40  # what both asked before, and then as much as two samples may take
+
+
 @pytest.mark.parametrize(("near", "least", "most"), [(None, 1.0, 1.2), (0.1, 4.0, 11.0)])
 def test_a_row_says_how_much_more_often_the_nearest_to_falling_are_tried(near, least, most, monkeypatch):
     tried, margin = torch.zeros(100, dtype=torch.long), ARMS["margin"]
