@@ -83,17 +83,14 @@ def attack_cell(
     clean, prediction = judged(meter, x)
     broken, correct = int((~clean.isfinite()).any(1).sum()), prediction == y
     problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
-    rng = generator(x.device, seed, number)
-    exact = coarse or meter.draws > 1
-    search = Search(
-        Coarse(meter) if coarse else meter, x, y, threat=threat, rng=rng, clean=clean, exact=meter if exact else None
-    )
+    rng, exact = generator(x.device, seed, number), meter if coarse or meter.draws > 1 else None
+    search = Search(Coarse(meter) if coarse else meter, x, y, threat=threat, rng=rng, clean=clean, exact=exact)
     search.fooled = ~correct
     if warm is not None:
         standing = search.standing()
         search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
-    engine = Engine(search, suite, meter, seed=seed, cell=number, tell=tell, attack_seconds=attack_seconds)
-    engine.begun = forward + backward - (asked if number == 0 else 0)
+    begun = forward + backward - (asked if number == 0 else 0)
+    engine = Engine(search, suite, meter, seed=seed, cell=number, begun=begun, tell=tell, attack_seconds=attack_seconds)
     tallies = engine.run()
     x_adv, fooled, dropped, prediction = _confirmed(meter, search, x, y, prediction)
     wrong = violation(x, x_adv, threat)

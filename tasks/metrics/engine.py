@@ -55,7 +55,10 @@ class Tally:
 
 
 class Engine:
-    """The suite at work on one cell: at most BLOCK samples, whose result depends on nothing outside it."""
+    """The suite at work on one cell: at most BLOCK samples, whose result depends on nothing outside it.
+
+    begun: how many passes the meter had counted where the limit on the cell's whole begins.
+    """
 
     def __init__(
         self,
@@ -65,13 +68,14 @@ class Engine:
         *,
         seed: int,
         cell: int,
+        begun: int,
         tell: Callable[[str, int], None] | None = None,
         attack_seconds: float = ATTACK_SECONDS,
     ) -> None:
-        self.tell, self.attack_seconds = tell, attack_seconds
+        self.tell, self.attack_seconds, self.begun = tell, attack_seconds, begun
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
-        none, self.begun = torch.zeros_like(search.fooled), self._spent()
+        none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
 
