@@ -26,6 +26,9 @@ WIDE: dict[Norm, tuple[float, ...]] = {  # the ball in which a descent begins, i
 }
 WAVED: tuple[Norm, ...] = ("l2",)  # where steps that fall along a cosine find more than ever smaller ones
 FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when it may end at any other one
+SOFT: dict[Norm, float] = {"l1": 16.0}  # how sharply the highest of the other logits counts, where it pays
+REMEMBERED = 0.3  # L1: of a feature's worth, what it was when the feature was last changed further
+BEHIND = 0.2  # L1: how far a row looks at the model behind where it has come to, of its last step
 STARTS = ("nearest", "thinned", "toward", "borrowed", "blocks", "stripes", "noise")
 KEPT = 0.5  # of what the nearest point changes, in a start that is thinned
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
@@ -164,11 +167,12 @@ def _descend(
 ) -> None:
     """Down the margin's slope; where the norm has wide balls, the first radius is that of this turn."""
     wide = WIDE.get(search.threat.norm, (1.0,))
-    move = _climb(search, steps, wide=wide[turn % len(wide)])
-    run_rows(search, rows, target, start, move, steps=steps, inside=len(wide) == 1, cut=cut or None)
+    move = _climb(search, start, steps, wide=wide[turn % len(wide)])
+    soft = SOFT.get(search.threat.norm)
+    run_rows(search, rows, target, start, move, steps=steps, inside=len(wide) == 1, cut=cut or None, soft=soft)
 
 
-def _climb(search: Search, steps: int, *, wide: float) -> Move:
+def _climb(search: Search, start: Tensor, steps: int, *, wide: float) -> Move:
     """Down the margin's slope; the ball starts `wide` times as large and has soon shrunk to eps."""
     i = torch.arange(steps, dtype=search.x.dtype, device=search.x.device)
     done, first = i / max(steps - 1, 1), FIRST.get(search.threat.norm, 1.0)
@@ -176,10 +180,32 @@ def _climb(search: Search, steps: int, *, wide: float) -> Move:
     shares = waved if search.threat.norm in WAVED else falling
     radii = search.threat.eps * (1 + (wide - 1) * (1 - i / max(SHRUNK * steps, 1)).clamp_min(0))
     radii[-1] = search.threat.eps  # a single step must end within the budget
+    if search.threat.norm == "l1":
+        return _exchange(search, start, shares, radii)
 
     def move(at: At) -> Tensor:
         eps = per_sample(radii[at.step], like=at.delta) if wide > 1 else None
         return ascend(at.delta, -at.grad, search.threat, search.within(at.rows), shares[at.step], eps)
+
+    return move
+
+
+def _exchange(search: Search, start: Tensor, shares: Tensor, radii: Tensor) -> Move:
+    """Down the margin's slope in L1, where a step gives some features up for others.
+
+    A feature that has done its work shows little slope: what is given up is chosen by the slope of now and the one for
+    which the feature was taken. And a slope is asked for a little behind each point, between it and the one before.
+    """
+    reached, taken = start.clone(), torch.zeros_like(start)
+
+    def move(at: At) -> Tensor:
+        here, slope, last = reached[at.number], -at.grad, at.step == len(shares) - 1
+        worth = (1 - REMEMBERED) * slope + REMEMBERED * taken[at.number]
+        eps = per_sample(radii[at.step], like=here)
+        there = ascend(here, slope, search.threat, search.within(at.rows), shares[at.step], eps, worth=worth)
+        taken[at.number] = torch.where(there.abs() > here.abs(), slope, taken[at.number])
+        reached[at.number] = there
+        return there + per_sample(BEHIND * ~last, like=there) * (here - there)
 
     return move
 

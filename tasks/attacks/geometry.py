@@ -124,19 +124,24 @@ def ascend(
     within: Limits,
     share: Tensor | float,
     eps: Radius | None = None,
+    *,
+    worth: Tensor | None = None,
 ) -> Tensor:
     """Delta after one step of `share` (a number, or [B]) of the radius up the slope, inside ball and limits.
 
     L-inf and L2 step along `uphill` and project. L1 and L0, whose best steps are sparse, never leave the ball: L0 goes
     that share of the way to the `farthest` corner (Frank and Wolfe, 1956); L1 takes that share of the radius from
     where it serves the slope the least and spends it where it serves the most (the pairwise step of Lacoste-Julien
-    and Jaggi, 2015, https://arxiv.org/abs/1511.05932, over many features at once).
+    and Jaggi, 2015, https://arxiv.org/abs/1511.05932, over many features at once). There `worth`, a slope
+    too, says what is given up the last.
     """
     share = per_sample(share.to(delta), like=delta) if isinstance(share, Tensor) else share
     if threat.norm == "l1":
         scale = _scale(threat, delta)
         low, high = within[0] / scale, within[1] / scale
-        return scale * _swap(delta / scale, grad * scale, (low, high), threat.eps if eps is None else eps, share)
+        worth = grad if worth is None else worth
+        eps = threat.eps if eps is None else eps
+        return scale * _swap(delta / scale, grad * scale, worth * scale, (low, high), eps, share)
     if threat.norm in ("linf", "unbounded", "l2"):
         length = share * (threat.eps if eps is None else eps)
         return project(delta + length * uphill(grad, threat, delta, within), threat, within, eps)
@@ -247,9 +252,9 @@ def _level(gain: Tensor, room: Tensor, wanted: Tensor) -> Tensor:
     return torch.minimum(t, rooms.gather(1, at)).clamp_min(0).squeeze(1)
 
 
-def _swap(delta: Tensor, slope: Tensor, within: Limits, eps: Radius, share: Radius) -> Tensor:
-    """Delta keeps what serves the slope best, at most 1 - share of the radius; the rest of eps is spent anew."""
-    kept = _fund(slope * delta.sign(), delta.abs(), (1 - torch.as_tensor(share).clamp_max(1.0)) * eps) * delta.sign()
+def _swap(delta: Tensor, slope: Tensor, worth: Tensor, within: Limits, eps: Radius, share: Radius) -> Tensor:
+    """Delta keeps what is worth the most, at most 1 - share of the radius; the rest of eps is spent up the slope."""
+    kept = _fund(worth * delta.sign(), delta.abs(), (1 - torch.as_tensor(share).clamp_max(1.0)) * eps) * delta.sign()
     spent = _spend(slope, (within[0] - kept, within[1] - kept), eps - total(kept.abs()))
     return kept + spent
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from tasks.attacks.geometry import Limits, distance, limits, moved
+from tasks.attacks.geometry import TINY, Limits, distance, limits, moved
 from tasks.attacks.threat import ThreatModel
 
 ANY = -1  # a target: whichever other class is nearest
@@ -136,6 +136,7 @@ class Search:
 class At:
     """Where the rows of a batch stand when they move."""
 
+    number: Tensor  # of each row, among all of the call, [B]
     rows: Tensor  # the samples, [B]
     delta: Tensor  # [B, ...]
     grad: Tensor  # of the margin, [B, ...]
@@ -156,29 +157,31 @@ def run_rows(
     steps: int,
     inside: bool = True,
     cut: int | None = None,
+    soft: float | None = None,
 ) -> None:
     """Move every row `steps` times. A row whose sample is fooled leaves at once and the next one takes its place.
 
     rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations. `inside` promises that start and
     move stay within the budget. After `cut` steps only the better rows go on: those whose margin is among the
     smallest third of the margins met at that point. A row without a slope to follow goes straight to its last step.
+    The slope is the margin's, with `soft` that of soft_margins.
     """
-    s, t, d = rows[:0], target[:0], start[:0]
-    halfway = search.x.new_zeros(0)
-    i, following = torch.zeros_like(s), 0
+    n, d, i = rows[:0], start[:0], rows[:0]  # the rows at work: their numbers, where they are, steps made
+    halfway, following = search.x.new_zeros(0), 0
     while True:
-        while len(s) < search.batch and following < len(rows):
-            more = slice(following, following + search.batch - len(s))
-            fresh = ~search.fooled[rows[more]]
-            s, t, d = (torch.cat([a, b[more][fresh]]) for a, b in ((s, rows), (t, target), (d, start)))
-            i, following = torch.cat([i, torch.zeros_like(s[len(i) :])]), more.stop
-        if not len(s):
+        while len(n) < search.batch and following < len(rows):
+            begun, following = following, min(following + search.batch - len(n), len(rows))
+            more = torch.arange(begun, following, device=rows.device)
+            more = more[~search.fooled[rows[more]]]
+            n, d, i = torch.cat([n, more]), torch.cat([d, start[more]]), torch.cat([i, torch.zeros_like(more)])
+        if not len(n):
             return
+        s, t = rows[n], target[n]
         x_adv = moved(search.x[s], d, search.threat)
         moving = i < steps
         if not moving.any():
             search.look(s, x_adv, inside=inside)
-            s, t, d, i = s[:0], t[:0], d[:0], i[:0]
+            n, d, i = n[:0], d[:0], i[:0]
             continue
         logits = search.model(x_adv.requires_grad_())
         margin = margins(logits.float(), search.y[s], t)
@@ -188,13 +191,14 @@ def run_rows(
             halfway = torch.cat([halfway, margin.detach()[there]])
             going &= ~there | (margin.detach() <= halfway.quantile(CUT))
         keep = going.nonzero().flatten()
-        s, t, d, i = s[keep], t[keep], d[keep], i[keep]
+        n, s, t, d, i = n[keep], s[keep], t[keep], d[keep], i[keep]
         if len(keep):
-            grad = slope(margin[keep].sum(), x_adv)[keep]
+            lead = margin[keep] if soft is None else soft_margins(logits[keep].float(), search.y[s], t, soft=soft)
+            grad = slope(lead.sum(), x_adv)[keep]
             level = ~grad.flatten(1).any(1)  # nothing leads on from here: the next step is the last
             search.steps, search.level = search.steps + len(keep), search.level + level.sum()
             i = i.masked_fill(level, steps - 1)
-            d = move(At(s, d, grad, margin[keep].detach(), i))
+            d = move(At(n, s, d, grad, margin[keep].detach(), i))
         i = i + 1
 
 
@@ -225,6 +229,22 @@ def margins(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
         named = logits.gather(1, target.clamp_min(0).unsqueeze(1)).squeeze(1)
         rival = torch.where(target == ANY, rival, named)
     return own - rival
+
+
+def soft_margins(logits: Tensor, y: Tensor, target: Tensor, *, soft: float) -> Tensor:
+    """As margins(), but to ANY class every other one counts, the higher its logit the more: [B].
+
+    A smooth maximum, the logarithm of a sum of powers, whose temperature is the highest of the other logits less their
+    mean, over `soft`: it is the same whatever the logits are multiplied with.
+    """
+    if logits.shape[1] < 3:
+        return margins(logits, y, target)
+    others, known = logits.scatter(1, y.unsqueeze(1), float("-inf")), logits.detach()
+    mean = known.scatter(1, y.unsqueeze(1), 0.0).sum(1, keepdim=True) / (logits.shape[1] - 1)
+    spread = (others.detach().amax(1, keepdim=True) - mean).clamp_min(TINY)
+    smooth = (others * (soft / spread)).logsumexp(1) * (spread.squeeze(1) / soft)
+    lead = logits.gather(1, y.unsqueeze(1)).squeeze(1) - smooth
+    return torch.where(target == ANY, lead, margins(logits, y, target))
 
 
 def _lead(logits: Tensor, y: Tensor) -> Tensor:

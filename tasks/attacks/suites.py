@@ -44,7 +44,8 @@ SUITES: dict[str, Suite] = {
         name="quick",
         attacks=(
             _row("margin", {"steps": 6}, norms=FLAT),
-            _row("margin", {"steps": 8, "cut": 5}, norms=LONG),
+            _row("margin", {"steps": 8, "cut": 5}, norms=("l2",)),
+            _row("margin", {"steps": 10, "cut": 5}, norms=("l1",)),
             _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5}, share=1.0, norms=(*FLAT, "l2")),
             _drawn("classes", {"steps": 8, "cut": 4, "pairs": 0.3}, share=1.0, norms=("l1",)),
             _drawn("restarts", {"starts": "toward nearest", "steps": 10}, share=0.04, norms=FLAT),
@@ -53,7 +54,7 @@ SUITES: dict[str, Suite] = {
                 for s in ("nearest", "noise")
             ),
             *(
-                _drawn("restarts", {"starts": s, "steps": 20, "cut": 8}, share=0.3, **BRIEF, norms=("l1",))
+                _drawn("restarts", {"starts": s, "steps": 20, "cut": 8}, share=0.15, **BRIEF, norms=("l1",))
                 for s in VARIED
             ),
             _drawn("square", {"queries": 100, "burst": 50, "horizon": 100}, share=0.02),
@@ -96,7 +97,7 @@ SUITES: dict[str, Suite] = {
         ),
         again=0.5,
         passes=600,
-        ends={"l2": End(again=0.5, passes=60), "l1": End(again=5, passes=110)},
+        ends={"l2": End(again=0.5, passes=60), "l1": End(again=5, passes=70)},
     ),
     "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
         name="warm",

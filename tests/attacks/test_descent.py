@@ -1,17 +1,20 @@
 """How a descent goes: from a ball that is larger at first into the budget, exact where it is linear, and cut short."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks import ThreatModel
+from tasks.attacks import ThreatModel, arms
 from tasks.attacks.arms import classes, margin, restarts
 from tasks.attacks.geometry import distance
-from tasks.attacks.search import Search
+from tasks.attacks.search import ANY, Search, soft_margins
 
 FEATURES, COUNT = 30, 90
 EPS = {"linf": 0.003, "l2": 0.0135, "l1": 0.032}  # at which about half of the samples fall
-WIDER = {"l2": 3.0, "l1": 6.0}  # where a first descent begins, in eps
+WIDER = {"l2": (3.0, 2.0), "l1": (6.0, 12.0, 3.0)}  # the balls in which a sample's descents begin, in eps
+BEFORE = {"l1": 0.8}  # how far of its first step the model is asked
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": float("inf")}
 
 
@@ -58,8 +61,9 @@ def test_the_ball_is_larger_at_first_in_l2_and_l1_and_soon_is_eps(norm):
     margin(search, rows, steps=12)
     assert len(search.model.asked) == 13
     far = torch.stack([distance(search.x[rows], x, search.threat) for x in search.model.asked]) / search.threat.eps
-    assert far[1].amax() == pytest.approx(WIDER.get(norm, 1.0), rel=0.01)
-    assert far[4:].amax() <= 1.001
+    assert far[1].amax() == pytest.approx(BEFORE.get(norm, 1.0) * WIDER.get(norm, (1.0,))[0], rel=0.01)
+    assert far[5:].amax() <= 1.001
+    assert far[-1].amin() == pytest.approx(1.0, rel=0.01)
     assert not search.fooled.any()
 
 
@@ -68,14 +72,14 @@ def test_a_sample_s_restarts_take_turns_among_balls(norm):
     search, away = searched(norm, share=0.01)
     rows = (away > 20 * search.threat.eps).nonzero().flatten()
     assert len(rows) > 30
-    first = []
-    for _ in range(3):
+    for ball in (3 * WIDER.get(norm, (1.0,)))[:3]:
         search.model.asked.clear()
         restarts(search, rows, starts="nearest", steps=12)
-        x = search.model.asked[1]
-        first.append((distance(search.x[rows], x, search.threat).amax() / search.threat.eps).item())
-    wanted = {"linf": [1.0, 1.0, 1.0], "l2": [3.0, 2.0, 3.0], "l1": [6.0, 12.0, 3.0]}[norm]
-    assert first == pytest.approx(wanted, rel=0.01)
+        begun, went = (
+            distance(search.x[rows], x, search.threat).amax().item() / search.threat.eps for x in search.model.asked[:2]
+        )
+        asked = BEFORE.get(norm, 1.0)
+        assert went == pytest.approx(asked * ball + (1 - asked) * begun, rel=0.01)
 
 
 @pytest.mark.parametrize("arm", [margin, restarts, classes])
@@ -92,3 +96,40 @@ def test_after_the_cut_the_better_third_goes_on(arm):
     nearest = search.x[rows[away[rows].argsort()[: counts[-1]]]]
     gone_on = search.model.asked[-1]
     assert torch.cdist(gone_on, nearest).amin(1).amax() < 0.01  # those that were the nearest to falling
+
+
+class Spent(Heard):
+    """Two classes. Two features help until they have risen by 0.2 and then no more, the others always help a little."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(x.detach().clone())
+        lead = (x[:, :2] - 0.7).clamp_max(0.2).sum(1) + 0.2 * x[:, 2:].sum(1) - 0.39
+        return torch.stack([-lead, lead], dim=1)
+
+
+def test_in_l1_a_feature_that_has_done_its_work_is_not_given_up_at_once_for_one_that_does_less(monkeypatch):
+    monkeypatch.setattr(arms, "BEHIND", 0.0)  # so that the model is asked where each step has led
+    x = torch.cat([torch.full((1, 2), 0.7), torch.zeros(1, 14)], dim=1)
+    threat = ThreatModel(norm="l1", eps=0.45)  # the two together reach the boundary, nothing else does
+    search = Search(Spent(), x, torch.tensor([0]), threat=threat, rng=torch.Generator().manual_seed(0))
+    margin(search, torch.arange(1), steps=20)
+    _, _, first, second, *_ = (x[0, :2] - 0.7 for x in search.model.asked)
+    assert first.tolist() == pytest.approx([0.3, 0.3])  # both are used up: neither shows a slope
+    assert second.amax().item() == pytest.approx(0.3)
+    assert search.fooled.all()
+
+
+def test_a_soft_margin_is_a_smooth_one_whatever_the_logits_are_multiplied_with():
+    y, anyone = torch.tensor([0]), torch.tensor([ANY])
+    logits = torch.tensor([[5.0, 3.0, 1.0, 1.0]])  # the others' highest, less their mean, is 4 / 3
+    smooth = 3.0 + math.log1p(2 * math.exp(-2.0 * 6.0 * 3 / 4)) / 6.0 * 4 / 3
+    for factor in (1e-3, 1.0, 1e3):
+        found = soft_margins(factor * logits, y, anyone, soft=6.0)
+        assert found.item() == pytest.approx(factor * (5.0 - smooth), rel=1e-5)
+    assert soft_margins(logits, y, torch.tensor([2]), soft=6.0).item() == 4.0  # a named class: no other counts
+    assert soft_margins(logits[:, :2], y, anyone, soft=6.0).item() == 2.0
+    assert soft_margins(torch.tensor([[2.0, 1.0, 1.0]]), y, anyone, soft=6.0).item() == pytest.approx(1.0)
+    leaf = logits.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(soft_margins(leaf, y, anyone, soft=6.0).sum(), leaf)
+    others = torch.softmax(logits[:, 1:] * 6.0 * 3 / 4, dim=1)
+    torch.testing.assert_close(slope, torch.cat([torch.ones(1, 1), -others], dim=1))

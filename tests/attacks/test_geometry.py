@@ -325,6 +325,14 @@ def test_steps_in_l1_come_to_the_top_of_a_linear_slope_and_do_not_only_draw_near
     torch.testing.assert_close(dot(slope, delta), most(slope, threat, within, threat.eps))
 
 
+def test_a_step_in_l1_gives_up_what_is_worth_the_least_and_spends_it_up_the_slope():
+    x, threat = torch.zeros(1, 3), ThreatModel(norm="l1", eps=1.0)
+    delta, slope = torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[1.0, 0.1, 2.0]])
+    within, worth = limits(x, threat), torch.tensor([[0.1, 1.0, 0.0]])
+    assert ascend(delta, slope, threat, within, 0.5).tolist() == [[0.5, 0.0, 0.5]]
+    assert ascend(delta, slope, threat, within, 0.5, worth=worth).tolist() == [[0.0, 0.5, 0.5]]
+
+
 @pytest.mark.parametrize("threat", [t for t in OF["linf"] + OF["l2"] if not t.mask], ids=repr)
 def test_a_step_uphill_has_length_one(threat):
     step = uphill(normal(torch.Generator().manual_seed(0)), threat)
