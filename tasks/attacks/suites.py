@@ -34,10 +34,10 @@ QUICK = 40.0  # passes a sample, at most, with all that is asked before and afte
 EVEN = {"share": 0.1, "near": 0.07, "growth": 1.0, "fewest": 32}
 BRIEF = {"near": 0.15, "growth": 1.0}  # of the suite "quick", in L2 too
 VARIED = ("toward", "borrowed", "noise", "thinned")
-# Of the suite "warm": how a turn's samples are chosen, the nearest alone or more of them, or the same few each time.
-SHARP = {"share": 0.005, "near": 0.005, "fewest": 2}
+# Of the suite "warm": how a turn's samples are chosen, the nearest one or more of them, or the same few each time.
+SHARP = {"share": 0.002, "near": 0.005, "fewest": 1}
 BROAD = {"share": 0.04, "near": 0.05, "fewest": 4}
-STEADY = {"share": 0.02, "near": 0.05, "fewest": 4, "growth": 1.0}
+STEADY = {"share": 0.02, "near": 0.1, "fewest": 4, "growth": 1.0}
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
@@ -106,14 +106,11 @@ SUITES: dict[str, Suite] = {
             _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.08, norms=("l2",)),
             _nearest("margin", {"steps": 1}, share=0.25, norms=(*FLAT, "l2")),
             _nearest("restarts", {"starts": "nearest", "steps": 12}, share=0.06, norms=("l2",)),
-            _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.05, norms=("l1",)),
+            _nearest("margin", {"steps": 8}, share=0.14, norms=("l1",)),
             _nearest("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=0.085, norms=FLAT),
             _nearest("classes", {"steps": 10, "cut": 3, "pairs": 9.0}, share=0.015, fewest=4, norms=FLAT),
             _nearest("classes", {"steps": 8, "cut": 4, "pairs": 9.0}, share=0.02, fewest=4, norms=("l1",)),
-            *(
-                _drawn("restarts", {"starts": s, "steps": 16}, **SHARP, norms=FLAT)
-                for s in ("toward", "nearest", "noise")
-            ),
+            *(_drawn("restarts", {"starts": s, "steps": 40}, **SHARP, norms=FLAT) for s in ("toward", "nearest")),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 2.0}, share=0.06, fewest=4, norms=("l2",)),
             *(
                 _drawn("restarts", {"starts": s, "steps": 16, "cut": 7}, **BROAD, norms=("l2",))

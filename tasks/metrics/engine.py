@@ -258,12 +258,15 @@ class Engine:
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
-        """When the drawing ends. Where steps find no slope, a norm's own limit of passes, for descents, gives way."""
+        """When the drawing ends. Where steps find no slope, limits of passes that are made for descents give way.
+
+        A norm's own gives way to the suite's, and any to the limit on the cell's whole where there is one.
+        """
         suite, end = self.suite, self.suite.end(self.search.threat)
         if not self.search.level > LEVEL * self.search.steps:
             return end
         again = None if end.again is None else max(end.again, DOGGED)
-        passes = None if end.passes is None or suite.passes is None else max(end.passes, suite.passes)
+        passes = None if end.whole or not (end.passes and suite.passes) else max(end.passes, suite.passes)
         return end.model_copy(update={"again": again, "passes": passes})
 
     def _spent(self) -> int:

@@ -431,6 +431,16 @@ def test_a_model_without_slopes_is_shown_numbers_only_and_falls_to_scores(harden
     assert found.robust_accuracy <= smooth.robust_accuracy + 0.2
 
 
+def test_a_quick_look_at_a_model_without_slopes_goes_on_to_its_limit_of_passes(hardened):
+    x, y = shown(200)
+    found = measure(Stairs(hardened), x, y, threat=LINF, suite="quick")
+    slopes = measure(hardened, x, y, threat=LINF, suite="quick")
+    limit = SUITES["quick"].whole
+    assert 0.9 * limit * len(x) < found.passes <= limit * len(x)
+    assert slopes.passes < 0.7 * limit * len(x)
+    assert {attack.name: attack.fooled.any() for attack in found.attacks}["square"]
+
+
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
 def test_the_least_norm_from_level_ground_is_none_and_the_point_is_a_number(threat):
     x, y = shown(8)
