@@ -50,6 +50,7 @@ CASES = (
     Case("cifar-resnet-adv", LINF(eps=4 / 255), "conv", "report", 200),
     Case("cifar-resnet-1step", LINF(eps=8 / 255), "masked", "report", 200),
     Case("digits-mlp-adv", L2(eps=0.5), "another", "tune"),
+    Case("mnist-quantised", L2(eps=1.5), "masked", "report", 200),
     Case("mnist-cnn-adv-l2", L2(eps=2.0), "l2", "tune"),
     Case("mnist-cnn-adv", L2(eps=1.5), "another", "tune"),
     Case("mnist-pool-adv-l2", L2(eps=1.5), "l2", "report", 200),

@@ -157,6 +157,7 @@ MODELS = {
         "digits", lambda: mlp(64, 10, 128), plain, LINF(eps=0.15), 15, 4e-3, lambda m: Quantised(m, 5)
     ),
     "mnist-cnn-plain": Trained("mnist", mnist_cnn, plain, LINF(eps=0.2), 2, 3e-3),
+    "mnist-quantised": Trained("mnist", mnist_cnn, plain, LINF(eps=0.2), 2, 3e-3, lambda m: Quantised(m, 5)),
     "mnist-cnn-adv": Trained("mnist", mnist_cnn, _mixed, LINF(eps=0.2), 5, 3e-3),
     "mnist-cnn-adv-l2": Trained("mnist", mnist_cnn, _steps(7), L2(eps=2.0), 4, 3e-3),
     "mnist-pool-adv-l2": Trained("mnist", pooled, _steps(5), L2(eps=1.5), 3, 3e-3),

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from tasks.attacks.arms import pattern
-from tasks.attacks.geometry import farthest, per_sample, project
+from tasks.attacks.geometry import farthest, l2, per_sample, project
 from tasks.attacks.search import Search
 
+LOCAL = 2 / 3  # of the tries in L2 move length from one window to another and leave the rest
 ABREAST = 64  # rows of a pass: few samples try several windows at once, and keep the best
 HALVE_AFTER = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the horizon (paper, section 5)
 
@@ -21,7 +22,7 @@ def square(
     Andriushchenko et al., 2020, https://arxiv.org/abs/1912.00049. p is the first window's share of the input; it
     halves along the horizon, again and again. A sample's first try starts at stripes; each try makes `burst` queries
     and goes on from the best point so far. Outside of L-inf the window's content joins the direction along which the
-    ball is filled.
+    ball is filled; in L2 two of three windows only get what another one gives up.
     """
     before = search.tried("square", rows)
     rows, before = rows[before * burst < queries - 1], before[before * burst < queries - 1]
@@ -66,12 +67,27 @@ def _changed(search: Search, rows: Tensor, delta: Tensor, p: Tensor) -> Tensor:
         fresh = farthest(torch.randn(delta.shape, generator=search.rng, device=delta.device), threat, within)
         swapped = torch.where(window, fresh, delta)
         return project(swapped, threat, within)
-    size = delta.flatten(1).norm(dim=1) / window.flatten(1).sum(1).clamp_min(1).sqrt()
-    emptied = delta.masked_fill(_window(search, delta, p), 0.0)
-    direction = torch.where(window, per_sample(size, like=delta) * signs.sign() + emptied, emptied)
-    if threat.norm == "l2":
-        return farthest(direction, threat, within)
-    return project(2 * direction, threat, within)
+    signs, emptied = signs.sign(), _window(search, delta, p)
+    kept = delta.masked_fill(emptied, 0.0)
+    whole = l2(delta) / per_sample(window.flatten(1).sum(1).clamp_min(1).sqrt(), like=delta)
+    direction = torch.where(window, whole * signs + kept, kept)
+    if threat.norm == "l1":
+        return project(2 * direction, threat, within)
+    local = torch.where(window, _moved_in(threat.eps, delta, window, emptied, signs), kept)
+    chosen = torch.rand(len(delta), generator=search.rng, device=delta.device) < LOCAL
+    return farthest(torch.where(per_sample(chosen, like=delta), local, direction), threat, within)
+
+
+def _moved_in(eps: float, delta: Tensor, window: Tensor, emptied: Tensor, signs: Tensor) -> Tensor:
+    """What a window gets of the length that it, another one and the unspent part of the ball have (paper, section 3.3).
+
+    Its content so far and the signs count the same; the paper has hills and hollows in place of even signs, which find
+    less here.
+    """
+    old, new = delta * window, signs * window
+    spread = old / l2(old) + new / l2(new)
+    left = (eps**2 - l2(delta).square()).clamp_min(0) + l2(delta * (window | emptied)).square()
+    return spread / l2(spread) * left.sqrt()
 
 
 def _channels(delta: Tensor) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each 
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
-LEVEL, DOGGED = 0.1, 2.0  # of the steps had no slope to follow: what is left is chance, and `again` at least so much
+LEVEL, DOGGED = 0.1, 5.0  # of the steps had no slope to follow: what is left is chance, and `again` at least so much
 
 
 @dataclass
