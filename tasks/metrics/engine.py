@@ -15,8 +15,9 @@ from tasks.attacks import ATTACKS, AttackConfig, Suite, ThreatModel
 from tasks.attacks.config import End
 from tasks.attacks.geometry import distance
 from tasks.attacks.search import SLACK, Search
+from tasks.attacks.straight_through import StraightThrough
 from tasks.metrics.child import Failed, Result, Stopped, can_fork, in_child
-from tasks.metrics.isolation import Meter
+from tasks.metrics.isolation import Coarse, Meter
 from tasks.redact import told
 
 ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
@@ -25,7 +26,8 @@ SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each 
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
-LEVEL, DOGGED = 0.1, 5.0  # of the steps had no slope to follow: what is left is chance, and `again` at least so much
+LEVEL = 0.1  # of the steps had no slope to follow
+DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Engine:
         self.tell, self.attack_seconds, self.begun = tell, attack_seconds, begun
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
+        self.model: nn.Module = meter  # whose slopes are followed
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
@@ -87,7 +90,20 @@ class Engine:
             else:
                 for tally in group:
                     self._pull(tally, self._given(tally.config))
+                    if self._level() and self.model is self.meter:
+                        self._open()
+                        self._pull(tally, self._given(tally.config))
         return self.tallies
+
+    def _level(self) -> bool:
+        """Whether the steps find no slope to follow."""
+        return bool(self.search.level > LEVEL * self.search.steps)
+
+    def _open(self) -> None:
+        """From here on the attacks follow slopes through what passes none on; its answers are still the model's."""
+        self.model = StraightThrough(self.meter)
+        self.searched = Coarse(self.model) if isinstance(self.searched, Coarse) else self.model
+        self.search.aimed.zero_()
 
     def _given(self, config: AttackConfig) -> Tensor:
         """The samples that an attack which takes no turns is given."""
@@ -215,7 +231,7 @@ class Engine:
 
     def _attack(self, config: AttackConfig, rows: Tensor) -> Tensor:
         """What the attack returns for these samples."""
-        search, overheard = self.search, _Overheard(self.meter, self.search, rows)
+        search, overheard = self.search, _Overheard(self.model, self.search, rows)
         x, y = search.x[rows].clone(), search.y[rows].clone()
         return config.function()(overheard, x, y, threat=search.threat, rng=search.rng)
 
@@ -260,13 +276,13 @@ class Engine:
     def _end(self) -> End:
         """When the drawing ends. Where steps find no slope, limits of passes that are made for descents give way.
 
-        A norm's own gives way to the suite's, and any to the limit on the cell's whole where there is one.
+        A norm's own gives way to a multiple of the suite's, any to the limit on the cell's whole where there is one.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
-        if not self.search.level > LEVEL * self.search.steps:
+        if not self._level() and self.model is self.meter:
             return end
         again = None if end.again is None else max(end.again, DOGGED)
-        passes = None if end.whole or not (end.passes and suite.passes) else max(end.passes, suite.passes)
+        passes = None if end.whole or not (end.passes and suite.passes) else max(end.passes, BLIND * suite.passes)
         return end.model_copy(update={"again": again, "passes": passes})
 
     def _spent(self) -> int:

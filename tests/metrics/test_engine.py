@@ -324,16 +324,21 @@ def step_of_eight(x: Tensor) -> Tensor:
     ],
     ids=["detached", "steps", "zero"],
 )
-def test_a_model_without_a_gradient_falls_to_what_needs_none(blind):
+@pytest.mark.parametrize("numpy", [False, True])
+def test_a_model_without_a_gradient_falls_to_a_lent_one_or_to_what_needs_none(blind, numpy):
     model = linear(2)
     x, y = amid(model)
     away, blinded = boundary_distance(model, x, y, SMALL), blind(model)
+    blinded = Through(blinded, after=lambda z: torch.from_numpy(z.detach().numpy().copy())) if numpy else blinded
     found = measure(blinded, x, y, threat=SMALL)
     assert_honest(blinded, x, y, found)
     near = (away < 0.7 * SMALL.eps) & found.clean_correct
     assert found.fooled[near].float().mean() > 0.95
     (square,) = [row for row in found.attacks if row.name == "square"]
-    assert square.fooled.any()
+    if numpy:  # torch sees nothing of it: no slope can be lent
+        assert square.fooled.any()
+    else:
+        assert found.attacks[0].fooled[near].float().mean() > 0.95
     assert all(row.error is None for row in found.attacks)
 
 
@@ -419,6 +424,13 @@ class Stairs(nn.Module):
         return (self.model(x) * 4).floor() / 4
 
 
+class Elsewhere(Stairs):
+    """The same, computed where torch does not see it: no slope can be lent to it."""
+
+    def forward(self, x):
+        return torch.from_numpy(super().forward(x).detach().numpy().copy())
+
+
 @pytest.mark.parametrize("threat", [LINF, L2, L1, ThreatModel(norm="l0", eps=4)], ids=str)
 def test_a_model_without_slopes_is_shown_numbers_only_and_falls_to_scores(hardened, threat):
     x, y = shown(60)
@@ -431,14 +443,26 @@ def test_a_model_without_slopes_is_shown_numbers_only_and_falls_to_scores(harden
     assert found.robust_accuracy <= smooth.robust_accuracy + 0.2
 
 
-def test_a_quick_look_at_a_model_without_slopes_goes_on_to_its_limit_of_passes(hardened):
+def test_a_quick_look_where_no_slope_can_be_lent_goes_on_to_its_limit_of_passes(hardened):
     x, y = shown(200)
-    found = measure(Stairs(hardened), x, y, threat=LINF, suite="quick")
+    found = measure(Elsewhere(hardened), x, y, threat=LINF, suite="quick")
     slopes = measure(hardened, x, y, threat=LINF, suite="quick")
     limit = SUITES["quick"].whole
     assert 0.9 * limit * len(x) < found.passes <= limit * len(x)
     assert slopes.passes < 0.7 * limit * len(x)
     assert {attack.name: attack.fooled.any() for attack in found.attacks}["square"]
+
+
+@pytest.mark.parametrize("suite", ["quick", "standard", "deep"])
+def test_slopes_are_lent_to_a_model_that_has_none(hardened, suite):
+    x, y = shown(100)
+    stairs = measure(Stairs(hardened), x, y, threat=LINF, suite=suite)
+    smooth = measure(hardened, x, y, threat=LINF, suite=suite)
+    kept = Stairs(hardened)(x).argmax(1) == y  # stairs tie, and an answer may differ
+    assert (stairs.clean_correct == kept).all()
+    assert stairs.robust_accuracy <= smooth.robust_accuracy + 0.01
+    assert (Stairs(hardened)(stairs.x_adv).argmax(1) != y)[stairs.fooled].all()
+    assert suite != "deep" or {attack.name: attack.fooled.any() for attack in stairs.attacks}["apgd-ce"]
 
 
 @pytest.mark.parametrize("threat", [LINF, L2, L1], ids=str)
@@ -457,7 +481,7 @@ def test_a_row_without_a_slope_takes_a_pass_and_a_last_look(threat):
     row = AttackConfig(name="restarts", params={"starts": "noise", "steps": 50})
     found = measure(level, x, torch.zeros_like(y), threat=threat, suite=[row])
     (noise,) = found.attacks
-    assert (noise.forward_samples, noise.backward_samples) == (2 * len(x), len(x))
+    assert (noise.forward_samples, noise.backward_samples) == (2 * 2 * len(x), 2 * len(x))  # and once more, lent one
 
 
 @pytest.mark.parametrize(("label", "fooled"), [(0, False), (1, True), (2, True)])
