@@ -16,8 +16,8 @@ from tasks.errors import EvidenceBroken, WrongInput
 from tasks.fetch import fetch_version, network_of
 from tasks.ledger import finding_of
 from tasks.metrics import RobustnessReport, choose_rows
+from tasks.metrics.budget import violation
 from tasks.metrics.corpus import Corpus, replay
-from tasks.metrics.engine import violation
 from tasks.metrics.pairs import answers
 from tasks.metrics.replayed import ReplayReport
 from tasks.metrics.report import packed

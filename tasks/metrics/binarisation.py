@@ -15,7 +15,7 @@ from tasks.attacks.geometry import farthest, limits, moved, sample, within_radiu
 from tasks.errors import WrongInput
 from tasks.lookup import did_you_mean
 from tasks.metrics.cell import BLOCK
-from tasks.metrics.engine import generator
+from tasks.metrics.draws import generator
 from tasks.metrics.isolation import PROBE, Meter, home, untouched
 from tasks.metrics.outcomes import measure
 from tasks.statistics import Share

@@ -11,9 +11,12 @@ from torch import Tensor
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.attacks.geometry import inside
 from tasks.attacks.search import Search
-from tasks.metrics.engine import ATTACK_SECONDS, Engine, Tally, generator, violation
+from tasks.metrics.budget import violation
+from tasks.metrics.draws import generator
+from tasks.metrics.engine import ATTACK_SECONDS, Engine
 from tasks.metrics.isolation import Coarse, Meter
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
+from tasks.metrics.tally import Tally
 
 BLOCK = 512  # samples of a cell
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
 from tasks.metrics.cell import BLOCK, CPU, judged
 from tasks.metrics.code import grounds
-from tasks.metrics.engine import generator
+from tasks.metrics.draws import generator
 from tasks.metrics.isolation import Meter, home, untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest

@@ -1,59 +1,32 @@
 """Which attack gets which samples: the one place that spends passes."""
 
-import hashlib
 import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from tasks.attacks import ATTACKS, AttackConfig, Suite, ThreatModel
+from tasks.attacks import ATTACKS, AttackConfig, Suite
 from tasks.attacks.config import End
-from tasks.attacks.geometry import distance
-from tasks.attacks.search import SLACK, Search
+from tasks.attacks.search import Search
 from tasks.attacks.straight_through import StraightThrough
+from tasks.metrics.budget import violation
 from tasks.metrics.child import Failed, Result, Stopped, can_fork, in_child
+from tasks.metrics.draws import generator
 from tasks.metrics.isolation import Coarse, Meter
+from tasks.metrics.tally import Tally
 from tasks.redact import told
 
 ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
-PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
 SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each sample that it sees
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
-
-
-@dataclass
-class Tally:
-    """What one attack of the suite did on the samples of one cell."""
-
-    config: AttackConfig
-    tried: Tensor  # bool [N]
-    fooled: Tensor  # bool [N]
-    forward_samples: int = 0
-    backward_samples: int = 0
-    seconds: float = 0.0
-    error: str | None = None
-    silent: Tensor | None = None  # bool [N]: met a fooling input on the way and returned one that does not fool
-    turns: Tensor | None = None  # int64 [N]: how many of its turns each sample has had
-    share: float = 0.0  # of the samples that stand: the size of its next turn
-    spent: bool = False  # a turn of it passed nothing through the model: it has nothing left to try
-    lately: tuple[float, float] = (0.0, 0.0)  # flips and passes, those before the last success counting less
-    each: float = 0.0  # passes that a sample took it, in the turn in which it took the most
-    rng: Generator | None = field(default=None, repr=False)
-
-    @property
-    def rate(self) -> float:
-        """Flips per pass, on the bright side where little is known."""
-        flips, passes = self.lately
-        return (flips + 1) / (passes + PRIOR_PASSES)
 
 
 class Engine:
@@ -318,26 +291,3 @@ class _Overheard(nn.Module):
 
 class _Misbehaved(Exception):
     """An attack's result that cannot be used, in words that stand in the report."""
-
-
-def violation(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> str | None:
-    """What is wrong with x_adv: shape, values, box or budget; None if nothing is."""
-    if x_adv.shape != x.shape:
-        return f"returned shape {list(x_adv.shape)} for {list(x.shape)}"
-    x_adv = x_adv.detach().to(x)
-    if not x_adv.isfinite().all():
-        return "returned values that are not finite"
-    low, high = threat.bounds
-    slack = SLACK * (high - low)
-    if x_adv.amin() < low - slack or x_adv.amax() > high + slack:
-        return f"left the box {low:g}..{high:g}: returned {x_adv.amin():.4g}..{x_adv.amax():.4g}"
-    moved = distance(x, x_adv, threat).amax().item()
-    if moved > threat.eps + SLACK * max(threat.eps, high - low):
-        return f"left the ball: moved {moved:.6g}, eps is {threat.eps:g}"
-    return None
-
-
-def generator(device: torch.device, *key: object) -> Generator:
-    """A generator whose seed follows from the key alone."""
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-    return Generator(device=device).manual_seed(seed)

@@ -18,7 +18,7 @@ from tasks.errors import WrongInput
 from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.curve import CurvePoint, security_curve
-from tasks.metrics.engine import generator
+from tasks.metrics.draws import generator
 from tasks.metrics.isolation import Meter, home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe

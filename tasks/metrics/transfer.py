@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from tasks.attacks import ThreatModel
 from tasks.attacks.search import margins
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.metrics.budget import violation
 from tasks.metrics.cell import BLOCK, judged
-from tasks.metrics.engine import violation
 from tasks.metrics.isolation import answers_at_random, home, untouched
 from tasks.metrics.outcomes import DRAWS
 from tasks.statistics import Share

@@ -10,7 +10,7 @@ from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel
 from tasks.data import digits
 from tasks.errors import WrongInput
 from tasks.metrics import Sign, examine, measure, security_curve
-from tasks.metrics.engine import violation
+from tasks.metrics.budget import violation
 from tasks.metrics.escalation import _merged
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
 from tasks.metrics.signs import QUESTIONS
