@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tasks.attacks import ATTACKS, AttackConfig, Suite
 from tasks.attacks.config import End
 from tasks.attacks.search import Search
-from tasks.attacks.straight_through import StraightThrough
+from tasks.attacks.straight_through import stand_in
 from tasks.metrics.budget import violation
 from tasks.metrics.child import Failed, Result, Stopped, can_fork, in_child
 from tasks.metrics.draws import generator
-from tasks.metrics.isolation import Coarse, Meter
+from tasks.metrics.isolation import PROBE, Coarse, Meter
 from tasks.metrics.tally import Tally
 from tasks.redact import told
 
@@ -51,6 +51,7 @@ class Engine:
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
         self.model: nn.Module = meter  # whose slopes are followed
+        self.lent = False  # slopes were looked for that the model does not have
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
@@ -63,8 +64,7 @@ class Engine:
             else:
                 for tally in group:
                     self._pull(tally, self._given(tally.config))
-                    if self._level() and self.model is self.meter:
-                        self._open()
+                    if self._level() and not self.lent and self._lend():
                         self._pull(tally, self._given(tally.config))
         return self.tallies
 
@@ -72,11 +72,13 @@ class Engine:
         """Whether the steps find no slope to follow."""
         return bool(self.search.level > LEVEL * self.search.steps)
 
-    def _open(self) -> None:
-        """From here on the attacks follow slopes through what passes none on; its answers are still the model's."""
-        self.model = StraightThrough(self.meter)
+    def _lend(self) -> bool:
+        """Whether the attacks follow slopes through what passes none on from here on; the answers stay the model's."""
+        some = self.search.standing()[:PROBE]
+        self.model, self.lent = stand_in(self.meter, self.search.x[some], self.search.y[some]), True
         self.searched = Coarse(self.model) if isinstance(self.searched, Coarse) else self.model
         self.search.aimed.zero_()
+        return self.model is not self.meter
 
     def _given(self, config: AttackConfig) -> Tensor:
         """The samples that an attack which takes no turns is given."""
@@ -252,7 +254,7 @@ class Engine:
         A norm's own gives way to a multiple of the suite's, any to the limit on the cell's whole where there is one.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
-        if not self._level() and self.model is self.meter:
+        if not self._level() and not self.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)
         passes = None if end.whole or not (end.passes and suite.passes) else max(end.passes, BLIND * suite.passes)

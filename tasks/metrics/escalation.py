@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from tasks.attacks import arms
 from tasks.attacks.apgd import apgd_ce
 from tasks.attacks.controls import noise
-from tasks.attacks.search import Search, margins, slope
+from tasks.attacks.search import Search
 from tasks.attacks.square import square
-from tasks.attacks.straight_through import StraightThrough
+from tasks.attacks.straight_through import StraightThrough, stand_in
 from tasks.errors import WrongInput
 from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
@@ -107,7 +107,7 @@ def _answered(
         steps.append(
             _step(f"a fresh seed for every answer, mean of {DRAWS} (EOT)", len(x), 0, outcomes.passes, outcomes)
         )
-    view = _stand_in(meter, x[outcomes.clean_correct][:PROBED], y[outcomes.clean_correct][:PROBED])
+    view = stand_in(meter, x[outcomes.clean_correct][:PROBED], y[outcomes.clean_correct][:PROBED])
     for name, attempt, through in _plan(meter, view, outcomes):
         outcomes, step = _escalated(name, attempt, through, meter, x, y, outcomes)
         steps.append(step)
@@ -198,23 +198,6 @@ def _escalated(
     after = outcomes.joined(attack, x_adv, prediction, nearest=nearest, margin=margin)
     after = replace(after, problems=tuple(dict.fromkeys((*after.problems, *problems))))
     return after, _step(name, len(standing), int(fell.sum()), passes, after)
-
-
-def _stand_in(meter: Meter, x: Tensor, y: Tensor) -> nn.Module:
-    """The gentlest view of the model that has a slope on nearly every sample: the model itself, if it has one."""
-    views: list[nn.Module] = [meter]
-    views += [StraightThrough(meter, casts=casts, leak=leak) for leak in (False, True) for casts in (True, False)]
-    best, most = views[0], -1.0
-    for view in views:
-        leaf = x.clone().requires_grad_()
-        try:
-            grad = slope(margins(view(leaf).float(), y).sum(), leaf)
-        except Exception:  # the stand-in changed a type that the model needs
-            continue
-        share = (grad.flatten(1).abs().amax(1) > 0).float().mean().item()
-        if share > most + 0.05:
-            best, most = view, share
-    return best
 
 
 def _reached(probe: Probe, sign: Sign) -> Sign:
