@@ -65,7 +65,7 @@ class Engine:
                 for tally in group:
                     self._pull(tally, self._given(tally.config))
                     if self._level() and not self.lent and self._lend():
-                        self._pull(tally, self._given(tally.config))
+                        self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
         return self.tallies
 
     def _level(self) -> bool:
@@ -245,7 +245,7 @@ class Engine:
         left = self._left()
         if left == math.inf:
             return len(self.search.x)
-        each = max(tally.each, _each(tally.config)) or max(other.each for other in self.tallies)
+        each = max(tally.each, _each(tally.config, to_the_last=self.lent)) or max(other.each for other in self.tallies)
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
@@ -268,11 +268,16 @@ class Engine:
         return self.meter.forward_samples, self.meter.backward_samples
 
 
-def _each(config: AttackConfig) -> float:
-    """Passes that the attack takes for a sample, as far as its parameters tell."""
+def _each(config: AttackConfig, *, to_the_last: bool) -> float:
+    """Passes that the attack takes for a sample, as far as its parameters tell; to_the_last: with each row's last look.
+
+    And with a whole pair of sample and class where less than one is tried in the mean.
+    """
     known = config.resolved()["params"]
-    rows = len(str(known.get("starts", "one")).split()) * (known.get("count") or 1) * (known.get("pairs") or 1)
-    return float(known.get("queries", 2 * rows * known.get("steps", 0)))
+    pairs = known.get("pairs") or 1
+    rows = len(str(known.get("starts", "one")).split()) * (known.get("count") or 1)
+    rows *= math.ceil(pairs) if to_the_last else pairs
+    return float(known.get("queries", 2 * rows * known.get("steps", 0) + (rows if to_the_last else 0)))
 
 
 class _Overheard(nn.Module):

@@ -465,6 +465,20 @@ def test_slopes_are_lent_to_a_model_that_has_none(hardened, suite):
     assert suite != "deep" or {attack.name: attack.fooled.any() for attack in stairs.attacks}["apgd-ce"]
 
 
+@pytest.mark.parametrize("threat", [LINF, L2, L1, ThreatModel(norm="l0", eps=4)], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_is_asked_for_a_lent_slope_counts_within_the_limit_of_a_quick_look(hardened, threat, count):
+    model, eps = (
+        Stairs(hardened),
+        1 if threat.norm == "l0" else 0.02 * threat.eps,
+    )  # so small that most stand to the end
+    for start in range(0, 20, count):
+        x = shown(60)[0][start : start + count]
+        small = threat.model_copy(update={"eps": eps})
+        found = measure(model, x, model(x).argmax(1), threat=small, suite="quick")
+        assert found.passes <= SUITES["quick"].whole * count
+
+
 class Looked(nn.Module):
     """Rounds to whole numbers and looks them up: a slope lent to these would make them no index any more."""
 
