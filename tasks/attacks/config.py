@@ -17,6 +17,7 @@ from tasks.attacks import arms
 from tasks.attacks.apgd import apgd_ce
 from tasks.attacks.code import attack_code
 from tasks.attacks.controls import noise, transfer
+from tasks.attacks.crossings import crossings
 from tasks.attacks.fgsm import fgsm
 from tasks.attacks.fmn import fmn
 from tasks.attacks.greedy import greedy
@@ -37,6 +38,7 @@ LATER = ("near", "fewest", "growth")  # fields that came later: a row that leave
 # What takes part in the engine's search: (search, rows, *, parameters) -> None.
 ARMS: dict[str, Arm] = {
     "classes": arms.classes,
+    "crossings": crossings,
     "fab": arms.fab,
     "fmn": fmn,
     "greedy": greedy,
@@ -47,7 +49,7 @@ ARMS: dict[str, Arm] = {
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}  # what a config can hold
 LEAST: dict[str, int] = {  # of a number that an attack of ours takes: below 1 nothing is tried; 0 has a meaning
-    **dict.fromkeys(("burst", "draws", "horizon", "queries", "steps", "width"), 1),
+    **dict.fromkeys(("burst", "draws", "halvings", "horizon", "queries", "rounds", "steps", "width"), 1),
     **dict.fromkeys(("count", "cut", "p", "pairs"), 0),
     "square queries": 2,  # the first is the look at the sample itself
 }

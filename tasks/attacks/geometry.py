@@ -37,7 +37,7 @@ def l2(x: Tensor) -> Tensor:
 def distance(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
     """How far each sample moved, in the threat's norm and scale: [B]. Infinite where a masked feature moved."""
     delta = x_adv - x
-    moved = _length(delta / _scale(threat, delta) if threat.scale else delta, threat)
+    moved = _length(delta / scale_of(threat, delta) if threat.scale else delta, threat)
     if threat.mask is not None:
         frozen = (delta * ~_feature_mask(threat, delta)).flatten(1).abs().amax(1) > 0
         moved = moved.masked_fill(frozen, float("inf"))
@@ -49,7 +49,7 @@ def limits(x: Tensor, threat: ThreatModel) -> Limits:
     low, high = threat.bounds[0] - x, threat.bounds[1] - x
     low, high = low.clamp_max(0), high.clamp_min(0)
     if threat.norm == "linf":
-        reach = threat.eps * _scale(threat, x) if threat.scale else torch.as_tensor(threat.eps).to(x)
+        reach = threat.eps * scale_of(threat, x) if threat.scale else torch.as_tensor(threat.eps).to(x)
         low, high = torch.maximum(low, -reach), torch.minimum(high, reach)
     if threat.mask is not None:
         mask = _feature_mask(threat, x)
@@ -61,7 +61,7 @@ def within_radius(box: Limits, threat: ThreatModel, eps: Radius) -> Limits:
     """The box, and in L-inf also the ball of this radius, as limits on delta."""
     if threat.norm != "linf":
         return box
-    reach = eps * _scale(threat, box[0])
+    reach = eps * scale_of(threat, box[0])
     return torch.maximum(box[0], -reach), torch.minimum(box[1], reach)
 
 
@@ -75,7 +75,7 @@ def project(delta: Tensor, threat: ThreatModel, within: Limits, eps: Radius | No
     if threat.norm in ("linf", "unbounded"):
         return delta.clamp(low, high)
     if threat.scale:
-        scale, plain = _scale(threat, delta), threat.model_copy(update={"scale": None})
+        scale, plain = scale_of(threat, delta), threat.model_copy(update={"scale": None})
         return scale * project(delta / scale, plain, (low / scale, high / scale), eps)
     if threat.norm == "l2":
         return _fill(delta, within, eps, largest=1.0)
@@ -90,7 +90,7 @@ def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | N
     eps = threat.eps if eps is None else eps
     low, high = within
     if threat.scale and threat.norm not in ("linf", "unbounded"):
-        scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
+        scale, plain = scale_of(threat, slope), threat.model_copy(update={"scale": None})
         return scale * farthest(slope * scale, plain, (low / scale, high / scale), eps)
     if threat.norm == "l2":
         slope = _unit(slope)
@@ -106,15 +106,15 @@ def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | N
 def uphill(grad: Tensor, threat: ThreatModel, delta: Tensor | None = None, within: Limits | None = None) -> Tensor:
     """The unit step that raises a linearised loss the most; what a limit blocks is dropped before normalising."""
     if threat.norm in ("linf", "unbounded"):
-        return grad.sign() * _scale(threat, grad) if threat.scale else grad.sign()
+        return grad.sign() * scale_of(threat, grad) if threat.scale else grad.sign()
     if threat.scale:
-        grad = grad * _scale(threat, grad)
+        grad = grad * scale_of(threat, grad)
     grad = free = _unit(grad)
     if delta is not None and within is not None:
         blocked = ((delta >= within[1]) & (grad > 0)) | ((delta <= within[0]) & (grad < 0))
         free = grad.masked_fill(blocked, 0.0)
     step = grad / l2(free)
-    return step * _scale(threat, grad) if threat.scale else step
+    return step * scale_of(threat, grad) if threat.scale else step
 
 
 def ascend(
@@ -137,7 +137,7 @@ def ascend(
     """
     share = per_sample(share.to(delta), like=delta) if isinstance(share, Tensor) else share
     if threat.norm == "l1":
-        scale = _scale(threat, delta)
+        scale = scale_of(threat, delta)
         low, high = within[0] / scale, within[1] / scale
         worth = grad if worth is None else worth
         eps = threat.eps if eps is None else eps
@@ -168,7 +168,7 @@ def sample(x: Tensor, threat: ThreatModel, rng: Generator) -> Tensor:
     radius = per_sample(torch.rand(len(x), generator=rng, device=x.device, dtype=x.dtype), like=x)
     direction = torch.empty_like(x).normal_(generator=rng)
     if threat.norm == "l2":
-        return project(threat.eps * radius * direction / l2(direction) * _scale(threat, x), threat, within)
+        return project(threat.eps * radius * direction / l2(direction) * scale_of(threat, x), threat, within)
     return radius.clamp_min(0.5) * farthest(direction, threat, within)
 
 
@@ -180,7 +180,7 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
     """
     low, high = within
     if threat.scale:
-        scale, plain = _scale(threat, slope), threat.model_copy(update={"scale": None})
+        scale, plain = scale_of(threat, slope), threat.model_copy(update={"scale": None})
         return scale * to_hyperplane(slope * scale, drop, plain, (low / scale, high / scale))
     corner = _corner(-slope, within)
     steepest = _steepest(slope)
@@ -312,7 +312,8 @@ def _length(delta: Tensor, threat: ThreatModel) -> Tensor:
     return length
 
 
-def _scale(threat: ThreatModel, like: Tensor) -> Tensor:
+def scale_of(threat: ThreatModel, like: Tensor) -> Tensor:
+    """The threat's scale, [1, ...], or 1."""
     if threat.scale is None:
         return torch.ones((), dtype=like.dtype, device=like.device)
     return torch.tensor(threat.scale, dtype=like.dtype, device=like.device).view(1, *like.shape[1:])

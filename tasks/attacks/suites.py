@@ -43,6 +43,7 @@ SUITES: dict[str, Suite] = {
     "quick": Suite(
         name="quick",
         attacks=(
+            _row("crossings", {"steps": 3, "halvings": 6, "rounds": 1}, norms=LONG),
             _row("margin", {"steps": 6}, norms=FLAT),
             _row("margin", {"steps": 8, "cut": 5}, norms=("l2",)),
             _row("margin", {"steps": 10, "cut": 5}, norms=("l1",)),
@@ -67,6 +68,7 @@ SUITES: dict[str, Suite] = {
     "standard": Suite(
         name="standard",
         attacks=(
+            _row("crossings", {}, norms=LONG),
             _row("margin", {"steps": 8}),
             _row("sigma-zero", {"steps": 100}, norms=SPARSE),
             _row("apgd-ce", {"steps": 50}, norms=SPARSE),
@@ -125,6 +127,7 @@ SUITES: dict[str, Suite] = {
     "deep": Suite(
         name="deep",
         attacks=(
+            _row("crossings", {"halvings": 10, "rounds": 5}, norms=LONG),
             _row("margin", {"steps": 20}),
             _row("apgd-ce", {"steps": 100}),
             _row("sigma-zero", {"steps": 300}, norms=SPARSE),

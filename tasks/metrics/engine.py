@@ -26,6 +26,7 @@ LATE = 0.03  # of the samples that stood: flips beyond the group's first attack 
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
+CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
 
@@ -74,7 +75,9 @@ class Engine:
 
     def _lend(self) -> bool:
         """Whether the attacks follow slopes through what passes none on from here on; the answers stay the model's."""
-        some = self.search.standing()[:PROBE]
+        some = self.search.standing()[: int(min(PROBE, max(self._left(), 0) / CHOICE))]
+        if not len(some):
+            return False
         self.model, self.lent = stand_in(self.meter, self.search.x[some], self.search.y[some]), True
         self.searched = Coarse(self.model) if isinstance(self.searched, Coarse) else self.model
         self.search.aimed.zero_()
@@ -245,7 +248,7 @@ class Engine:
         left = self._left()
         if left == math.inf:
             return len(self.search.x)
-        each = max(tally.each, _each(tally.config, to_the_last=self.lent)) or max(other.each for other in self.tallies)
+        each = max(tally.each, _each(tally.config)) or max(other.each for other in self.tallies)
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
@@ -268,16 +271,11 @@ class Engine:
         return self.meter.forward_samples, self.meter.backward_samples
 
 
-def _each(config: AttackConfig, *, to_the_last: bool) -> float:
-    """Passes that the attack takes for a sample, as far as its parameters tell; to_the_last: with each row's last look.
-
-    And with a whole pair of sample and class where less than one is tried in the mean.
-    """
+def _each(config: AttackConfig) -> float:
+    """Passes that the attack takes for a sample, as far as its parameters tell: each row's last look counted too."""
     known = config.resolved()["params"]
-    pairs = known.get("pairs") or 1
-    rows = len(str(known.get("starts", "one")).split()) * (known.get("count") or 1)
-    rows *= math.ceil(pairs) if to_the_last else pairs
-    return float(known.get("queries", 2 * rows * known.get("steps", 0) + (rows if to_the_last else 0)))
+    rows = len(str(known.get("starts", "one")).split()) * math.ceil(known.get("pairs") or 1) * (known.get("count") or 1)
+    return float(known.get("queries", rows * (2 * known["steps"] + 1) if known.get("steps") else 0))
 
 
 class _Overheard(nn.Module):

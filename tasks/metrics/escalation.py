@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tasks.attacks import arms
 from tasks.attacks.apgd import apgd_ce
 from tasks.attacks.controls import noise
+from tasks.attacks.crossings import crossings
 from tasks.attacks.search import Search
 from tasks.attacks.square import square
 from tasks.attacks.straight_through import StraightThrough, stand_in
@@ -28,9 +29,11 @@ from tasks.statistics import Share
 
 MANY_DRAWS = 30
 QUERIES = 2000  # a sample, at most, of the black-box step
-WORTH = 3.0  # times the evaluation's own passes is what the black-box step may take
+WORTH = 3.0  # times the evaluation's own passes is what the black-box step may take of a model that has slopes
+MANY = 0.05  # of the samples that are right, felled without gradients where gradients do not lead
 PROBED = 64  # samples on which a stand-in is chosen, and on which black-box successes are sought again
 WITHOUT_GRADIENTS = "escalation: without gradients"
+BLACK_BOX = "black-box beats white-box"
 UNANSWERABLE = {"labels do not fit", "answers depend on the batch"}
 Curve = tuple[CurvePoint, ...]
 Attempt = Callable[[Search, Tensor], None]
@@ -112,12 +115,13 @@ def _answered(
         outcomes, step = _escalated(name, attempt, through, meter, x, y, outcomes)
         steps.append(step)
     probe = _probe(meter, view, x, y, outcomes, _lowered(curve, outcomes))
-    again = {sign.name: sign for sign in questions.ask(probe, only=set(fired) - {"black-box beats white-box"})}
+    again = {sign.name: sign for sign in questions.ask(probe, only=set(fired) - {BLACK_BOX})}
     random = {name for name, sign in again.items() if name == "unfinished optimisation" and sign.state != "alarm"}
     for name in fired.keys() & ({"late flips"} | random):
         again[name] = questions.settled(probe)
-    if "black-box beats white-box" in fired:
-        again["black-box beats white-box"] = _reached(probe, fired["black-box beats white-box"])
+    late = next((a.fooled for a in probe.outcomes.attacks if a.name == WITHOUT_GRADIENTS), None)
+    if BLACK_BOX in fired or (late is not None and late.sum() > MANY * probe.outcomes.clean_correct.sum()):
+        again[BLACK_BOX] = _reached(probe, next(sign for sign in first if sign.name == BLACK_BOX), late)
     if "answers depend on the seed" in fired:
         says = f"every answer is now the mean of {meter.draws} under seeds of their own, and counts by majority."
         again["answers depend on the seed"] = fired["answers depend on the seed"].model_copy(
@@ -135,12 +139,13 @@ def _plan(meter: Meter, view: nn.Module, outcomes: Outcomes) -> Iterator[tuple[s
         yield "straight-through gradients (BPDA)", _through, view
     yield "more restarts", _restarts, meter
     yield "other losses", _losses, meter
-    affordable = int(WORTH * outcomes.passes / len(outcomes.fooled) / meter.draws)
+    affordable = int(WORTH * outcomes.passes / len(outcomes.fooled) / meter.draws) if view is meter else QUERIES
     yield "without gradients", partial(_without_gradients, queries=max(200, min(QUERIES, affordable))), meter
 
 
 def _through(search: Search, rows: Tensor) -> None:
-    arms.margin(search, rows, steps=40)
+    crossings(search, rows)
+    arms.margin(search, search.standing(), steps=40)
     arms.classes(search, search.standing(), steps=20)
     arms.restarts(search, search.standing(), starts="toward nearest", steps=40)
 
@@ -158,7 +163,8 @@ def _losses(search: Search, rows: Tensor) -> None:
 
 def _without_gradients(search: Search, rows: Tensor, *, queries: int) -> None:
     search.look(rows, noise(search.model, search.x[rows], search.y[rows], threat=search.threat, rng=search.rng))
-    square(search, search.standing(), queries=queries, burst=queries, horizon=queries // 2)
+    for _ in range(2):  # from stripes, then from the nearest point that is known
+        square(search, search.standing(), queries=queries, burst=queries // 2, horizon=queries // 2)
 
 
 def _escalated(
@@ -200,10 +206,13 @@ def _escalated(
     return after, _step(name, len(standing), int(fell.sum()), passes, after)
 
 
-def _reached(probe: Probe, sign: Sign) -> Sign:
-    """Whether the adaptive attacker's gradients reach what only attacks without gradients had fooled."""
-    late = next((a.fooled for a in probe.outcomes.attacks if a.name == WITHOUT_GRADIENTS), probe.outcomes.fooled[:0])
-    rows = torch.tensor(sorted({*sign.samples, *late.nonzero().flatten().tolist()}), device=probe.x.device)
+def _reached(probe: Probe, sign: Sign, late: Tensor | None) -> Sign:
+    """Whether the adaptive attacker's gradients reach what only attacks without gradients had fooled.
+
+    late [N]: what those of the escalation did.
+    """
+    fell = [] if late is None else late.nonzero().flatten().tolist()
+    rows = torch.tensor(sorted({*sign.samples, *fell}), device=probe.x.device)
     some = rows[torch.randperm(len(rows), generator=probe.rng, device=rows.device)[:PROBED]]
     search = probe.search(some)
     arms.margin(search, search.standing(), steps=40)
@@ -212,8 +221,9 @@ def _reached(probe: Probe, sign: Sign) -> Sign:
     missed = some[~search.fooled]
     figure = len(missed) / len(some) * len(rows) / max(int(probe.outcomes.clean_correct.sum()), 1)
     told = f"The adaptive attacker's gradients reach {len(some) - len(missed)} of {len(some)} of those samples."
-    state = "alarm" if figure > 0.05 else "ok"
-    return sign.model_copy(update={"state": state, "figure": figure, "says": told})
+    state = "alarm" if figure > MANY else "ok"
+    samples = tuple(rows.tolist())
+    return sign.model_copy(update={"state": state, "figure": figure, "says": told, "samples": samples})
 
 
 def _merged(first: Sign, again: Sign | None, *, stands: bool) -> Sign:
@@ -223,6 +233,8 @@ def _merged(first: Sign, again: Sign | None, *, stands: bool) -> Sign:
     """
     if again is None:
         return first
+    if first.state != "alarm":  # seen only on the way
+        return again if again.state == "alarm" else first
     if again.state == "ok" or (again.state != "alarm" and not stands):
         answer = (again.answer or again.says).rstrip(".")
         return first.model_copy(update={"state": "ok", "first": "alarm", "answer": answer})

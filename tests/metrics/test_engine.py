@@ -25,6 +25,7 @@ from tasks.metrics.curve import security_curve
 from tasks.metrics.isolation import untouched
 from tasks.models import TrainingConfig, fit
 from tasks.models.networks import digits_cnn, mlp
+from tasks.models.planted import Quantised
 
 LINF, L2, L1 = (  # where about half of the digits stand
     ThreatModel(norm=norm, eps=eps) for norm, eps in (("linf", 0.15), ("l2", 0.6), ("l1", 1.6))
@@ -475,6 +476,29 @@ def test_what_is_asked_for_a_lent_slope_counts_within_the_limit_of_a_quick_look(
     for start in range(0, 20, count):
         x = shown(60)[0][start : start + count]
         small = threat.model_copy(update={"eps": eps})
+        found = measure(model, x, model(x).argmax(1), threat=small, suite="quick")
+        assert found.passes <= SUITES["quick"].whole * count
+
+
+@pytest.mark.parametrize(
+    ("threat", "suite"), [(L2, "quick"), (L2, "standard"), (L1, "quick"), (L1, "standard")], ids=str
+)
+def test_a_rounded_input_does_not_hide_from_budgets_that_are_sums(hardened, threat, suite):
+    x, y = shown(150)
+    rows = tuple(row for row in SUITES[suite].attacks if row.name not in ("crossings", "square"))
+    others = SUITES[suite].model_copy(update={"attacks": rows})
+    without, found = (measure(Quantised(hardened), x, y, threat=threat, suite=each) for each in (others, suite))
+    assert_honest(Quantised(hardened), x, y, found)
+    assert found.robust_accuracy < without.robust_accuracy - 0.05
+    assert found.passes < without.passes
+
+
+@pytest.mark.parametrize("threat", [L2, L1], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_what_the_thresholds_of_a_rounded_input_take_counts_within_the_limit_too(hardened, threat, count):
+    model, small = Quantised(hardened), threat.model_copy(update={"eps": 0.3 * threat.eps})  # most stand to the end
+    for start in range(0, 20, count):
+        x = shown(60)[0][start : start + count]
         found = measure(model, x, model(x).argmax(1), threat=small, suite="quick")
         assert found.passes <= SUITES["quick"].whole * count
 

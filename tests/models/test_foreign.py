@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks import ThreatModel
+from tasks.attacks.front import shown
 from tasks.attacks.straight_through import StraightThrough
 from tasks.data import load
 from tasks.errors import DataMissing, EvidenceBroken, ModelRejected
@@ -205,6 +206,11 @@ def test_hard_operations_of_a_graph_are_met_by_their_names():
     model = StraightThrough(from_exported(archive(quantised().eval())))
     (slope,) = torch.autograd.grad(model(x).logsumexp(1).sum(), x)
     assert (slope != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_the_first_layer_of_a_graph_tells_what_it_is_given():
+    found = shown(from_exported(archive(quantised().eval())), X)
+    torch.testing.assert_close(found, (X * 4).round() / 4)
 
 
 def test_a_graph_measures_as_the_network_that_it_was_made_from(trained):

@@ -1,0 +1,196 @@
+"""Crossings, against every crossing there is; and what it takes to see that an input is rounded."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tasks.attacks import ATTACKS, ThreatModel
+from tasks.attacks.crossings import ASKED
+from tasks.attacks.front import shown, slope_behind
+from tasks.metrics import measure
+from tasks.metrics.budget import violation
+
+FEATURES, LEVELS, COUNT = 6, 5, 150
+SCALE, MASK = (0.5, 2.0, 1.0, 1.5, 0.25, 1.0), (True, False, True, True, False, True)
+THREATS = [
+    ThreatModel(norm="l2", eps=0.3),
+    ThreatModel(norm="l2", eps=0.2, scale=SCALE),
+    ThreatModel(norm="l2", eps=0.3, mask=MASK),
+    ThreatModel(norm="l1", eps=0.3),
+    ThreatModel(norm="l1", eps=0.2, scale=SCALE),
+]
+
+
+class Before(nn.Module):
+    """The network behind what `front` makes of its input."""
+
+    def __init__(self, front, net):
+        super().__init__()
+        self.front, self.net = front, net
+
+    def forward(self, x):
+        return self.net(self.front(x))
+
+
+def rounded(x, levels=LEVELS):
+    return (x * (levels - 1)).round() / (levels - 1)
+
+
+def linear(features=FEATURES, classes=2):
+    torch.manual_seed(0)
+    net = nn.Linear(features, classes).requires_grad_(False)
+    net.bias.copy_(-0.5 * net.weight.sum(1))
+    return net
+
+
+def drawn(model, count=COUNT, features=FEATURES):
+    x = torch.rand(count, features, generator=torch.Generator().manual_seed(1))
+    return x, model(x).argmax(1)
+
+
+def attacked(model, x, y, threat, **params):
+    return ATTACKS["crossings"](model, x, y, threat=threat, rng=torch.Generator().manual_seed(0), **params)
+
+
+def in_reach(net, x, y, threat, front=rounded, hair=1e-4):
+    """Which samples some combination of levels fools that lies within eps: [B]. Every one is tried."""
+    levels = torch.tensor(list(itertools.product(range(LEVELS), repeat=FEATURES))) / (LEVELS - 1)
+    answer = net(front(levels)).argmax(1)
+    step, found = 0.5 / (LEVELS - 1), []
+    scale = torch.tensor(threat.scale or (1.0,) * FEATURES)
+    for sample, label in zip(x, y, strict=True):
+        gap = levels - sample
+        short = (gap.abs() - step + hair).clamp_min(0) * (levels != rounded(sample))  # to the near edge of that level
+        length = (short / scale).norm(p=1 if threat.norm == "l1" else 2, dim=1)
+        if threat.mask:
+            length = length.masked_fill((short * ~torch.tensor(MASK)).any(1), math.inf)
+        found.append(bool(((length <= threat.eps) & (answer != label)).any()))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_nearly_all_that_some_crossing_fools_falls_and_nothing_else(threat):
+    net = linear()
+    model = Before(rounded, net)
+    x, y = drawn(model)
+    reachable = in_reach(net, x, y, threat)
+    assert 20 < reachable.sum() < 135  # the question is not trivial
+    x_adv = attacked(model, x, y, threat, halvings=12)
+    assert violation(x, x_adv, threat) is None
+    fell = model(x_adv).argmax(1) != y
+    assert not (fell & ~reachable).any()
+    assert fell.sum() >= 0.9 * reachable.sum(), f"{int(fell.sum())} of {int(reachable.sum())}"
+    by_slopes = measure(model, x, y, threat=threat, suite=["margin", "restarts"])  # lent ones
+    assert fell.sum() > 1.1 * by_slopes.fooled.sum()
+
+
+def test_three_classes_and_a_front_that_falls_or_leaves_features_alone():
+    threat, net = THREATS[0], linear(classes=3)
+    rising = Before(rounded, net)
+    x, y = drawn(rising)
+    falling = Before(lambda x: 1 - rounded(x), Before(lambda x: 1 - x, net))
+    found = [model(attacked(model, x, y, threat)).argmax(1) != y for model in (rising, falling)]
+    assert found[0].sum() > 20
+    assert torch.equal(*found)
+    some = torch.tensor([1.0, 1, 1, 0, 0, 0])
+    half = Before(lambda x: rounded(x) * some, net)
+    y = half(x).argmax(1)
+    x_adv = attacked(half, x, y, threat)
+    assert (half(x_adv).argmax(1) != y).any()
+    assert torch.equal(x_adv[:, 3:], x[:, 3:])  # nothing is spent where nothing answers
+
+
+@pytest.mark.parametrize("norm", ["linf", "l0", "l0-pixels", "unbounded"])
+def test_a_norm_whose_budget_is_no_sum_is_left_to_others(norm):
+    model = Before(rounded, linear())
+    x, y = drawn(model)
+    threat = ThreatModel(norm=norm, eps=2 if norm.startswith("l0") else 1.0 if norm == "unbounded" else 0.3)
+    assert torch.equal(attacked(model, x, y, threat), x)
+
+
+FINE = {
+    "smooth": lambda x: 2 * x - 1,
+    "8 bits": lambda x: rounded(x, 256),
+    "clamped": lambda x: x.clamp(0.2, 0.8),
+    "noisy": lambda x: x + 0.1 * torch.randn_like(x),
+    "blurred, then rounded": lambda x: rounded((x + x.roll(1, 1)) / 2),
+}
+
+
+@pytest.mark.parametrize("front", FINE)
+@pytest.mark.parametrize("threat", [THREATS[0], THREATS[3]], ids=str)
+def test_what_is_smooth_fine_or_mixed_is_left_alone_for_next_to_nothing(front, threat):
+    model = Before(FINE[front], linear())
+    x, y = drawn(model)
+    (row,) = measure(model, x, y, threat=threat, suite=["crossings"]).attacks
+    assert not row.fooled.any()
+    assert (row.forward_samples, row.backward_samples) == (4 * ASKED, 0)
+
+
+def test_a_model_that_calls_no_layer_is_asked_once():
+    x = torch.rand(40, 3)
+    model = Before(rounded, nn.Identity())
+    (row,) = measure(model, x, model(x).argmax(1), threat=THREATS[0], suite=["crossings"]).attacks
+    assert (row.forward_samples, row.backward_samples) == (ASKED, 0)
+
+
+def by_numpy(x):
+    return torch.from_numpy(np.round(x.detach().numpy() * 4) / 4)
+
+
+def in_no_grad(x):
+    with torch.no_grad():
+        return rounded(x)
+
+
+FRONTS = {
+    "round": rounded,
+    "normalised": lambda x: (rounded(x) - 0.3) / 0.2,
+    "thresholds": lambda x: torch.stack([(x > t).float() for t in (0.2, 0.4, 0.6)]).mean(0),
+    "integers": lambda x: (x * 4).int().float() / 4,
+    "numpy": by_numpy,
+    "no_grad": in_no_grad,
+    "no_grad, detached": lambda x: rounded(x).detach(),
+}
+LAYERS = {
+    "a module": lambda net: net,
+    "a product": lambda net: lambda z: z @ net.weight.T + net.bias,
+    "a product from the left": lambda net: lambda z: (net.weight @ z.T).T + net.bias,
+    "a convolution": lambda net: lambda z: F.conv1d(z.unsqueeze(1), net.weight.unsqueeze(1)).squeeze(2) + net.bias,
+    "einsum": lambda net: lambda z: torch.einsum("cf,bf->bc", net.weight, z) + net.bias,
+    "behind a product of weights": lambda net: lambda z: F.linear(z, net.weight @ torch.eye(FEATURES), net.bias),
+}
+
+
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer != "a product from the left"])
+@pytest.mark.parametrize("front", FRONTS)
+def test_the_first_layer_tells_what_it_is_given_and_is_not_run(front, layer):
+    net = linear()
+    after = LAYERS[layer](net)
+    ran = []
+
+    def counted(z):
+        result = after(z)
+        ran.append(1)
+        return result
+
+    model = Before(FRONTS[front], counted)
+    x, y = drawn(model, count=12)
+    ran.clear()
+    torch.testing.assert_close(shown(model, x), FRONTS[front](x).float())
+    assert not ran
+    logits, grad = slope_behind(model, x, y)
+    torch.testing.assert_close(logits, model(x))
+    torch.testing.assert_close(grad, net.weight[y] - net.weight[1 - y])
+
+
+def test_what_is_turned_around_on_its_way_is_not_told():
+    model = Before(rounded, LAYERS["a product from the left"](linear()))
+    x, y = drawn(model, count=12)
+    assert shown(model, x) is None
+    assert not slope_behind(model, x, y)[1].any()
