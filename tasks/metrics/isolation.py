@@ -2,12 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from tasks.metrics.child import Stopped
 
@@ -86,6 +88,32 @@ class Coarse(nn.Module):
         return logits.float()
 
 
+class Arithmetic(TorchDispatchMode):
+    """Counts the floating-point operations of what is computed while it is active, by torch's own formulas.
+
+    As torch.utils.flop_counter.FlopCounterMode does, which imports all of torch's compiler for it, a second or more.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.flops = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not to be kept out of a compiler that nobody has imported."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """The function's result."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        self.flops += formula(*args, **kwargs, out_val=result) if formula else 0
+        return result
+
+
 def pays_in_bf16(meter: Meter, x: Tensor) -> bool:
     """Whether this model is one whose search runs faster in bfloat16 on this hardware, with nearly the same answers.
 
@@ -98,9 +126,9 @@ def pays_in_bf16(meter: Meter, x: Tensor) -> bool:
     if 2 * weights * math.prod(x.shape[2:]) < WORTH_FLOPS:  # no layer has more places than the input
         return False
     part = x[:PROBE]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), Arithmetic() as counter:
         plain = meter(part)
-    if counter.get_total_flops() < WORTH_FLOPS * len(part):
+    if counter.flops < WORTH_FLOPS * len(part):
         return False
     with torch.no_grad():
         coarse = Coarse(meter)(part)

@@ -1,6 +1,7 @@
 """The engine behind measure() against a reference, closed forms, and models that are hard to attack fairly."""
 
 import copy
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -240,6 +241,50 @@ def test_the_search_is_in_bf16_where_arithmetic_counts_and_answers_stay(monkeypa
     net, x = model().to(dtype).eval(), shown(64)[0].to(dtype)
     with untouched(net) as meter:
         assert isolation.pays_in_bf16(meter, x) is pays
+
+
+COUNTED = """
+import sys, torch
+from torch import nn
+from tasks.attacks import ThreatModel
+from tasks.metrics import measure
+from tasks.metrics.isolation import Arithmetic
+from tasks.models.networks import digits_cnn, mlp
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mix, self.out = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(64, 10)
+
+    def forward(self, x):
+        z = x.flatten(2).squeeze(1).view(-1, 8, 8)
+        return self.out(self.mix(z, z, z, need_weights=False)[0].flatten(1))
+
+x = torch.rand(40, 1, 8, 8)
+models = [digits_cnn().eval(), mlp(64, 10).eval(), Attention().eval()]
+found = []
+with torch.no_grad():
+    for model in models:
+        with Arithmetic() as counter:
+            model(x)
+        found.append(counter.flops)
+measure(models[0], x, models[0](x).argmax(1), threat=ThreatModel(eps=0.1), suite=["margin"])
+assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(sys.modules), "the compiler was imported"
+
+from torch.utils.flop_counter import FlopCounterMode
+with torch.no_grad():
+    for model, flops in zip(models, found, strict=True):
+        with FlopCounterMode(display=False) as counter:
+            model(x)
+        assert flops == counter.get_total_flops() > 0, (flops, counter.get_total_flops())
+"""
+
+
+def test_arithmetic_is_counted_as_torch_counts_it_and_without_its_compiler():
+    done = subprocess.run(
+        [sys.executable, "-c", COUNTED], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
