@@ -119,7 +119,7 @@ class _Thresholds:
                 across = seen != before
                 near, far = torch.where(across, near, middle), torch.where(across, middle, far)
                 behind = torch.where(across, seen, behind)
-            return near, far, behind
+            return near * (near > CLOSEST * reach), far, behind
 
         near, first, behind = next_one(torch.zeros_like(reach), still)
         _, gap, behind_it = next_one(first, behind)

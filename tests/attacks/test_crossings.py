@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks import ATTACKS, ThreatModel
-from tasks.attacks.crossings import ASKED
+from tasks.attacks.crossings import ASKED, _Thresholds
 from tasks.attacks.front import shown, slope_behind
+from tasks.attacks.search import Search
 from tasks.metrics import measure
 from tasks.metrics.budget import violation
 
@@ -19,10 +20,10 @@ FEATURES, LEVELS, COUNT = 6, 5, 150
 SCALE, MASK = (0.5, 2.0, 1.0, 1.5, 0.25, 1.0), (True, False, True, True, False, True)
 THREATS = [
     ThreatModel(norm="l2", eps=0.3),
-    ThreatModel(norm="l2", eps=0.2, scale=SCALE),
+    ThreatModel(norm="l2", eps=0.3, scale=SCALE),
     ThreatModel(norm="l2", eps=0.3, mask=MASK),
     ThreatModel(norm="l1", eps=0.3),
-    ThreatModel(norm="l1", eps=0.2, scale=SCALE),
+    ThreatModel(norm="l1", eps=0.35, scale=SCALE),
 ]
 
 
@@ -79,21 +80,24 @@ def test_nearly_all_that_some_crossing_fools_falls_and_nothing_else(threat):
     model = Before(rounded, net)
     x, y = drawn(model)
     reachable = in_reach(net, x, y, threat)
-    assert 20 < reachable.sum() < 135  # the question is not trivial
+    assert 20 < reachable.sum() < 148  # the question is not trivial
     x_adv = attacked(model, x, y, threat, halvings=12)
     assert violation(x, x_adv, threat) is None
     fell = model(x_adv).argmax(1) != y
     assert not (fell & ~reachable).any()
-    assert fell.sum() >= 0.9 * reachable.sum(), f"{int(fell.sum())} of {int(reachable.sum())}"
+    assert fell.sum() >= 0.92 * reachable.sum(), f"{int(fell.sum())} of {int(reachable.sum())}"
     by_slopes = measure(model, x, y, threat=threat, suite=["margin", "restarts"])  # lent ones
-    assert fell.sum() > 1.1 * by_slopes.fooled.sum()
+    assert fell.sum() > by_slopes.fooled.sum()
 
 
 def test_three_classes_and_a_front_that_falls_or_leaves_features_alone():
     threat, net = THREATS[0], linear(classes=3)
     rising = Before(rounded, net)
     x, y = drawn(rising)
-    falling = Before(lambda x: 1 - rounded(x), Before(lambda x: 1 - x, net))
+    turned = linear(classes=3)  # the same of 1 - x
+    turned.weight.neg_()
+    turned.bias.sub_(turned.weight.sum(1))
+    falling = Before(lambda x: 1 - rounded(x), turned)
     found = [model(attacked(model, x, y, threat)).argmax(1) != y for model in (rising, falling)]
     assert found[0].sum() > 20
     assert torch.equal(*found)
@@ -103,6 +107,27 @@ def test_three_classes_and_a_front_that_falls_or_leaves_features_alone():
     x_adv = attacked(half, x, y, threat)
     assert (half(x_adv).argmax(1) != y).any()
     assert torch.equal(x_adv[:, 3:], x[:, 3:])  # nothing is spent where nothing answers
+
+
+@pytest.mark.parametrize("halvings", [6, 8, 12])
+def test_no_threshold_is_missed_and_none_sought_much_too_far(halvings):
+    levels, model = 17, Before(lambda x: rounded(x, 17), linear())
+    x, y = drawn(model)
+    search = Search(model, x, y, threat=ThreatModel(norm="l2", eps=2.0), rng=torch.Generator())
+    way = torch.where(torch.arange(FEATURES) % 2 == 0, 1.0, -1.0).expand_as(x)
+    reach = torch.where(way > 0, 1 - x, x)
+    found = _Thresholds.seen(search, torch.arange(COUNT), rounded(x, levels), way, reach, halvings=halvings)
+    level = (x * (levels - 1)).round()
+    for nth in range(1, levels):
+        there = found.count >= nth
+        length = found.first + (nth - 1) * found.gap
+        truth = (level + way * (nth - 0.5)) / (levels - 1) * way - x * way
+        assert (length >= truth - 1e-6)[there].all()
+        tight = 2 ** (10 / 2**halvings) - 1  # of a length: what the last halving leaves open
+        assert (length <= truth + tight * nth * (truth + 2 / levels) + 0.002)[there].all()
+        known = (truth <= reach) & (nth <= 2)
+        assert (there | ~known)[truth > 1e-3 * reach].all()
+    assert found.count.max() > 10
 
 
 @pytest.mark.parametrize("norm", ["linf", "l0", "l0-pixels", "unbounded"])
@@ -159,6 +184,7 @@ FRONTS = {
 }
 LAYERS = {
     "a module": lambda net: net,
+    "in no_grad": lambda net: torch.no_grad()(net.forward),
     "a product": lambda net: lambda z: z @ net.weight.T + net.bias,
     "a product from the left": lambda net: lambda z: (net.weight @ z.T).T + net.bias,
     "a convolution": lambda net: lambda z: F.conv1d(z.unsqueeze(1), net.weight.unsqueeze(1)).squeeze(2) + net.bias,

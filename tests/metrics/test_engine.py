@@ -538,6 +538,17 @@ def test_a_rounded_input_does_not_hide_from_budgets_that_are_sums(hardened, thre
     assert found.passes < without.passes
 
 
+def test_another_round_of_crossings_goes_on_from_the_nearest_points(hardened):
+    x, y = shown(300)
+    threat, model = ThreatModel(norm="l2", eps=0.3), Quantised(hardened, levels=2)
+    once, again = (
+        measure(model, x, y, threat=threat, suite=[AttackConfig(name="crossings", params={"rounds": rounds})])
+        for rounds in (1, 4)
+    )
+    assert again.fooled[once.fooled].all()
+    assert again.fooled.sum() > once.fooled.sum()
+
+
 @pytest.mark.parametrize("threat", [L2, L1], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_what_the_thresholds_of_a_rounded_input_take_counts_within_the_limit_too(hardened, threat, count):

@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel
+from tasks.attacks.search import Search
 from tasks.data import digits
 from tasks.errors import WrongInput
 from tasks.metrics import Sign, examine, measure, security_curve
 from tasks.metrics.budget import violation
-from tasks.metrics.escalation import _merged
+from tasks.metrics.escalation import _merged, _without_gradients
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
 from tasks.metrics.signs import QUESTIONS
 from tasks.models.planted import Quantised, Saturated
@@ -392,6 +394,58 @@ def test_a_question_that_cannot_be_asked_again_is_no_answer(state, stands, left)
     first = Sign(name="n", kind="masking", state="alarm", first="alarm", says="Seen.")
     again = first.model_copy(update={"state": state})
     assert _merged(first, again, stands=stands).state == left
+
+
+@pytest.mark.parametrize("state", ["ok", "not run"])
+def test_an_alarm_that_only_the_escalation_raised_stands_and_an_all_clear_changes_nothing(state):
+    first = Sign(name="n", kind="masking", state=state, first=state, says="Seen.")
+    again = first.model_copy(update={"state": "alarm", "says": "Seen later."})
+    assert _merged(first, again, stands=True) == again
+    assert _merged(first, again.model_copy(update={"state": "ok"}), stands=True) == first
+
+
+class Smeared(nn.Module):
+    """Rounds what it has mixed: no slope to follow, and no feature whose thresholds could be found."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.kernel = net, torch.tensor([[[[0.0, 1, 0], [1, 4, 1], [0, 1, 0]]]]) / 8
+
+    def forward(self, x):
+        return self.net((F.conv2d(x, self.kernel, padding=1) * 2).round() / 2)
+
+
+def test_what_only_scores_find_once_slopes_are_lent_voids_the_number_of_a_quick_look(planted, images):
+    model, (x, y), threat = Smeared(planted["plain MLP"].model).eval(), images, ThreatModel(norm="l2", eps=0.6)
+    quick = measure(model, x, y, threat=threat, suite="quick")
+    outcomes, _, soundness = examine(model, x, y, outcomes=quick)
+    (alarm,) = soundness.alarms
+    assert (alarm.name, alarm.first != "alarm") == ("black-box beats white-box", True)
+    assert alarm.figure > 0.05
+    late = next(attack for attack in outcomes.attacks if attack.name == "escalation: without gradients")
+    assert set(late.fooled.nonzero().flatten().tolist()) <= set(alarm.samples)
+    assert outcomes.robust_accuracy < quick.robust_accuracy - 0.1
+    assert "of those samples" in alarm.says
+
+
+def test_scores_are_asked_from_the_nearest_point_too():
+    signs = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)).sign()
+
+    class Dented(nn.Module):
+        """Level, but where at most four pixels of 64 are not turned the way that fools it."""
+
+        def forward(self, x):
+            wrong = ((x - 0.5).sign() != signs).flatten(1).sum(1).float()
+            return torch.stack([(wrong.clamp_max(5) - 0.5), torch.zeros(len(x))], 1)
+
+    x, threat = torch.full((1, 1, 8, 8), 0.5), ThreatModel(norm="linf", eps=0.1)
+    search = Search(Dented(), x, torch.tensor([0]), threat=threat, rng=torch.Generator().manual_seed(0))
+    near = x + 0.1 * signs
+    near[0, 0, 2, 3:6] = 0.5
+    search.look(torch.tensor([0]), near, inside=True)
+    assert not search.fooled.any()
+    _without_gradients(search, search.standing(), queries=2000)
+    assert search.fooled.all()
 
 
 class OneHot(nn.Module):
