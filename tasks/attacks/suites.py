@@ -43,7 +43,7 @@ SUITES: dict[str, Suite] = {
     "quick": Suite(
         name="quick",
         attacks=(
-            _row("crossings", {"steps": 3, "halvings": 6, "rounds": 1}, norms=LONG),
+            _row("crossings", {"steps": 3, "halvings": 7, "tries": 1}, norms=LONG),
             _row("margin", {"steps": 6}, norms=FLAT),
             _row("margin", {"steps": 8, "cut": 5}, norms=("l2",)),
             _row("margin", {"steps": 10, "cut": 5}, norms=("l1",)),
@@ -127,7 +127,7 @@ SUITES: dict[str, Suite] = {
     "deep": Suite(
         name="deep",
         attacks=(
-            _row("crossings", {"halvings": 10, "rounds": 5}, norms=LONG),
+            _row("crossings", {"halvings": 10, "tries": 5}, norms=LONG),
             _row("margin", {"steps": 20}),
             _row("apgd-ce", {"steps": 100}),
             _row("sigma-zero", {"steps": 300}, norms=SPARSE),

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from tasks.attacks import ThreatModel
+from tasks.attacks.crossings import smallest_crossings
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
 from tasks.metrics.cell import BLOCK, CPU, judged
@@ -180,10 +181,12 @@ def _smallest(
     """The search on x [R, ...], y [R]: begin holds, by the number of steps, the points [R, ...] to go out from."""
     started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
     torch.manual_seed(generator(CPU, seed, NAME, number).initial_seed())  # of models that draw
-    near, far = [minimum_norm(meter, x, y, threat=threat, steps=steps, start=start) for steps, start in begin.items()]
+    found = [minimum_norm(meter, x, y, threat=threat, steps=steps, start=start) for steps, start in begin.items()]
+    found.append(smallest_crossings(meter, x, y, threat=threat))
+    smallest, which = torch.stack([away for away, _ in found]).min(0)
     return Smallest(
-        distance=torch.minimum(near[0], far[0]),
-        x_adv=torch.where((far[0] < near[0]).view(-1, *[1] * (x.ndim - 1)), far[1], near[1]),
+        distance=smallest,
+        x_adv=torch.stack([x_adv for _, x_adv in found])[which, torch.arange(len(x), device=x.device)],
         forward_samples=meter.forward_samples - forward,
         backward_samples=meter.backward_samples - backward,
         seconds=time.perf_counter() - started,

@@ -538,12 +538,25 @@ def test_a_rounded_input_does_not_hide_from_budgets_that_are_sums(hardened, thre
     assert found.passes < without.passes
 
 
+@pytest.mark.parametrize("threat", [L2, L1], ids=str)
+def test_the_curve_of_a_rounded_input_agrees_with_the_suite_at_every_radius(hardened, threat):
+    x, y = shown(200)
+    model = Quantised(hardened)
+    _, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=threat))
+    between = [point for point in curve if 0.2 < point.eps / threat.eps < 0.9]
+    assert len(between) == 3
+    for point in between:
+        fixed = measure(model, x, y, threat=threat.model_copy(update={"eps": point.eps}), suite="quick")
+        assert point.robust.value <= fixed.robust_accuracy + 0.04
+    assert between[-1].robust.value < between[0].robust.value - 0.2
+
+
 def test_another_round_of_crossings_goes_on_from_the_nearest_points(hardened):
     x, y = shown(300)
     threat, model = ThreatModel(norm="l2", eps=0.3), Quantised(hardened, levels=2)
     once, again = (
-        measure(model, x, y, threat=threat, suite=[AttackConfig(name="crossings", params={"rounds": rounds})])
-        for rounds in (1, 4)
+        measure(model, x, y, threat=threat, suite=[AttackConfig(name="crossings", params={"tries": tries})])
+        for tries in (1, 4)
     )
     assert again.fooled[once.fooled].all()
     assert again.fooled.sum() > once.fooled.sum()
