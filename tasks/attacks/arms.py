@@ -16,6 +16,7 @@ from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
 
 FIRST: dict[Norm, float] = {"l2": 10.0}  # the first step's size in eps, 1 elsewhere: so long a one ends at a far corner
+CAREFUL, LONG = 0.7, 15  # the first step's size in L-inf where so many follow: slopes may not hold as far as eps
 LAST = 0.05  # of eps: the last step's size
 SHRUNK = 0.25  # of the steps: by then a ball that was larger at first has come down to eps
 BIAS = 0.1  # FAB: how far a step may be pulled back towards the original (alpha_max in the paper)
@@ -175,7 +176,8 @@ def _descend(
 def _climb(search: Search, start: Tensor, steps: int, *, wide: float) -> Move:
     """Down the margin's slope; the ball starts `wide` times as large and has soon shrunk to eps."""
     i = torch.arange(steps, dtype=search.x.dtype, device=search.x.device)
-    done, first = i / max(steps - 1, 1), FIRST.get(search.threat.norm, 1.0)
+    long = search.threat.norm == "linf" and steps >= LONG
+    done, first = i / max(steps - 1, 1), CAREFUL if long else FIRST.get(search.threat.norm, 1.0)
     falling, waved = first * (LAST / first) ** done, LAST + (first - LAST) * (1 + torch.cos(math.pi * done)) / 2
     shares = waved if search.threat.norm in WAVED else falling
     radii = search.threat.eps * (1 + (wide - 1) * (1 - i / max(SHRUNK * steps, 1)).clamp_min(0))

@@ -59,9 +59,11 @@ SUITES: dict[str, Suite] = {
                 for s in VARIED
             ),
             _drawn("square", {"queries": 100, "burst": 50, "horizon": 100}, share=0.02),
+            _spare("classes", {"steps": 20, "cut": 4, "pairs": 0.5}, share=1.0, norms=FLAT),
+            _spare("restarts", {"starts": "nearest", "steps": 20}, share=0.06, norms=FLAT),
         ),
         again=0.25,
-        passes=14,
+        passes=27,
         whole=QUICK,
         ends={"l2": End(again=5, whole=QUICK), "l1": End(again=8, whole=QUICK)},
     ),

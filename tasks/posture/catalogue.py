@@ -24,7 +24,10 @@ BY_TRANSFER = ("AML.T0043.002",)
 # Attacks by the access that they need, under the names that a report gives them. Noise, the signs' probes and attacks
 # of a user's own are in none: what they show is evasion, and no more is claimed.
 WHITE_BOX = frozenset(
-    {"apgd-ce", "classes", "fab", "fgsm", "fmn", "greedy", "margin", "minimum-norm", "pgd", "restarts", "sigma-zero"}
+    (
+        *("apgd-ce", "classes", "crossings", "fab", "fgsm", "fmn", "greedy", "margin", "minimum-norm", "pgd"),
+        *("restarts", "sigma-zero"),
+    )
 )
 BLACK_BOX = frozenset({"square", "hopskipjump", "escalation: without gradients"})
 TRANSFER = frozenset({"transfer"})
