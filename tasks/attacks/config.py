@@ -233,7 +233,8 @@ class Suite(End, frozen=True, extra="forbid"):
     def within(self, passes: float) -> Self:
         """The suite, in which no further turn begins once so many passes a sample are spent.
 
-        What comes before the drawing is not cut short. Raises WrongInput where passes is not above 0.
+        Before the drawing, attacks on the nearest samples get what can be afforded; those on all are not cut short.
+        Raises WrongInput where passes is not above 0.
         """
         if not passes > 0:
             raise WrongInput(f"passes={passes:g} leaves nothing to spend. Give what a sample may take, e.g. 20.")

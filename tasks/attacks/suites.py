@@ -27,7 +27,8 @@ def _spare(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
 
 SPARSE: tuple[Norm, ...] = ("l0", "l0-pixels")
 LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are in the way
-FLAT: tuple[Norm, ...] = ("linf", "unbounded", *SPARSE)
+BOX: tuple[Norm, ...] = ("linf", "unbounded")  # each feature goes as far as it may
+FLAT: tuple[Norm, ...] = (*BOX, *SPARSE)
 
 QUICK = 40.0  # passes a sample, at most, with all that is asked before and after a cell's search
 # In L1 a sample falls to the tenth try as readily as to the first: turns do not grow, and starts differ.
@@ -80,8 +81,8 @@ SUITES: dict[str, Suite] = {
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 4.0}, share=1.0, norms=("l2",)),
             _drawn("classes", {"steps": 10, "cut": 4, "pairs": 1.0}, share=1.0, norms=("l1",)),
             _drawn("restarts", {"starts": "toward nearest blocks noise", "steps": 20}, share=0.05, norms=FLAT),
-            _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=FLAT),
-            _drawn("fab", {"steps": 15, "count": 2}, share=0.02, norms=FLAT),
+            _drawn("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=SPARSE),
+            _drawn("fab", {"steps": 15, "count": 2}, share=0.02, norms=SPARSE),
             _drawn("restarts", {"starts": "toward", "steps": 12, "cut": 6}, norms=("l2",)),
             *(
                 _drawn("restarts", {"starts": s, "steps": 16, "cut": 7}, share=0.08, norms=("l2",))
@@ -92,6 +93,8 @@ SUITES: dict[str, Suite] = {
             _drawn("fmn", {"steps": 30}, share=0.08, norms=("l2",)),
             _spare("fab", {"steps": 40, "count": 1}, share=0.08, norms=LONG),
             _drawn("square", {"queries": 5000, "burst": 100, "horizon": 2000}, share=0.03),
+            _spare("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=BOX),
+            _spare("fab", {"steps": 15, "count": 2}, share=0.02, norms=BOX),
             _spare("restarts", {"starts": "toward", "steps": 14}, norms=FLAT),
             _spare("restarts", {"starts": "nearest", "steps": 20}, norms=(*FLAT, "l2")),
             _spare("restarts", {"starts": "blocks stripes", "steps": 20}, norms=FLAT),
@@ -106,7 +109,7 @@ SUITES: dict[str, Suite] = {
     "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
         name="warm",
         attacks=(
-            _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.25, norms=FLAT),
+            _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.15, norms=FLAT),
             _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.08, norms=("l2",)),
             _nearest("margin", {"steps": 1}, share=0.25, norms=(*FLAT, "l2")),
             _nearest("restarts", {"starts": "nearest", "steps": 12}, share=0.06, norms=("l2",)),

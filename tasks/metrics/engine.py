@@ -26,6 +26,7 @@ LATE = 0.03  # of the samples that stood: flips beyond the group's first attack 
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
+ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
@@ -85,10 +86,11 @@ class Engine:
 
     def _given(self, config: AttackConfig) -> Tensor:
         """The samples that an attack which takes no turns is given."""
-        standing = self.search.standing()
+        standing, left = self.search.standing(), self._left()
         if config.samples == "all":
             return standing
-        return standing[: max(config.fewest, round(config.share * len(self.search.x)))]
+        count = max(config.fewest, round(config.share * len(self.search.x)))
+        return standing[: count if left == math.inf else min(count, int(max(left, 0) / _each(config, mean=True)))]
 
     def _draw(self, group: list[Tally]) -> None:
         """Turns to the attack that lately earned the most flips per pass.
@@ -241,7 +243,8 @@ class Engine:
     def _left(self) -> float:
         """Passes that the suite's end leaves for this cell; what fell is judged once more at its end."""
         whole = self.suite.end(self.search.threat).whole or math.inf
-        return whole * len(self.search.x) - (self._spent() - self.begun) - int(self.search.fooled.sum())
+        fell = self.search.fooled & (self.search.clean.argmax(1) == self.search.y)
+        return whole * len(self.search.x) - (self._spent() - self.begun) - int(fell.sum())
 
     def _affordable(self, tally: Tally) -> int:
         """How many samples this attack can be given, by the most that one can take it, or else took any other."""
@@ -271,11 +274,17 @@ class Engine:
         return self.meter.forward_samples, self.meter.backward_samples
 
 
-def _each(config: AttackConfig) -> float:
-    """Passes that the attack takes for a sample, as far as its parameters tell: each row's last look counted too."""
+def _each(config: AttackConfig, *, mean: bool = False) -> float:
+    """Passes that the attack takes for a sample, as far as its parameters tell: each row's last look counted too.
+
+    At most, or in the mean, where most rows end at the cut.
+    """
     known = config.resolved()["params"]
-    rows = len(str(known.get("starts", "one")).split()) * math.ceil(known.get("pairs") or 1) * (known.get("count") or 1)
-    return float(known.get("queries", rows * (2 * known["steps"] + 1) if known.get("steps") else 0))
+    steps, rows = known.get("steps") or 0, math.ceil(known.get("pairs") or 1) * (known.get("count") or 1)
+    cut = known.get("cut") or steps
+    made = cut + ON * (steps - cut) if mean else steps
+    starts = len(str(known.get("starts", "one")).split())
+    return float(known.get("queries", starts * rows * (2 * made + 1) if steps else 0))
 
 
 class _Overheard(nn.Module):

@@ -133,3 +133,19 @@ def test_a_soft_margin_is_a_smooth_one_whatever_the_logits_are_multiplied_with()
     (slope,) = torch.autograd.grad(soft_margins(leaf, y, anyone, soft=6.0).sum(), leaf)
     others = torch.softmax(logits[:, 1:] * 6.0 * 3 / 4, dim=1)
     torch.testing.assert_close(slope, torch.cat([torch.ones(1, 1), -others], dim=1))
+
+
+@pytest.mark.parametrize(("steps", "first"), [(8, 1.0), (14, 1.0), (15, 0.7), (40, 0.7)])
+def test_a_long_descent_in_l_inf_begins_with_less_than_the_whole_radius(steps, first):
+    asked = []
+
+    class Noting(nn.Module):
+        def forward(self, x):
+            asked.append(x.detach().clone())
+            return torch.stack([x.sum(1) + 9, -x.sum(1)], 1)  # nothing within reach fools it
+
+    x, threat = torch.full((1, 6), 0.5), ThreatModel(norm="linf", eps=0.1)
+    search = Search(Noting(), x, torch.tensor([0]), threat=threat, rng=torch.Generator())
+    asked.clear()
+    margin(search, torch.tensor([0]), steps=steps)
+    torch.testing.assert_close((asked[1] - asked[0]).abs().amax(), torch.tensor(0.1 * first))
