@@ -89,8 +89,8 @@ class Engine:
         standing, left = self.search.standing(), self._left()
         if config.samples == "all":
             return standing
-        count = max(config.fewest, round(config.share * len(self.search.x)))
-        return standing[: count if left == math.inf else min(count, int(max(left, 0) / _each(config, mean=True)))]
+        count, each = max(config.fewest, round(config.share * len(self.search.x))), _each(config, mean=True)
+        return standing[: min(count, int(max(left, 0) / each)) if each and left < math.inf else count]
 
     def _draw(self, group: list[Tally]) -> None:
         """Turns to the attack that lately earned the most flips per pass.

@@ -641,6 +641,14 @@ def test_quick_spends_at_most_forty_passes_a_sample(network, threat, request):
         assert passes(measure(model, x[:few], y[:few], threat=threat, suite="quick")) <= 40 * few
 
 
+def test_an_attack_on_the_nearest_whose_cost_nobody_knows_runs_within_a_limit_too(hardened):
+    x, y = shown(40)
+    row = AttackConfig(name="noise", samples="nearest", share=0.5)
+    found = measure(hardened, x, y, threat=LINF, suite=Suite(name="its", attacks=(row,), whole=30))
+    assert [attack.error for attack in found.attacks] == [None]
+    assert found.attacks[0].tried.sum() == 20
+
+
 def test_samples_that_were_wrong_from_the_start_hold_nothing_back_for_a_last_look(hardened):
     x, y = shown(200)
     y = torch.where(torch.arange(len(y)) % 2 == 0, y, (y + 1) % 10)
