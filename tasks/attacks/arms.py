@@ -10,13 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from tasks.attacks.geometry import ascend, farthest, per_sample, project, sample, to_hyperplane
+from tasks.attacks.geometry import TINY, ascend, farthest, per_sample, project, sample, to_hyperplane
 from tasks.attacks.search import ANY, At, Move, Search, margins, run_rows
 from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
 
 FIRST: dict[Norm, float] = {"l2": 10.0}  # the first step's size in eps, 1 elsewhere: so long a one ends at a far corner
 CAREFUL, LONG = 0.7, 15  # the first step's size in L-inf where so many follow: slopes may not hold as far as eps
+WHOLE: tuple[Norm, ...] = ("linf", "unbounded")  # where the first step goes as far as it may
 LAST = 0.05  # of eps: the last step's size
 SHRUNK = 0.25  # of the steps: by then a ball that was larger at first has come down to eps
 BIAS = 0.1  # FAB: how far a step may be pulled back towards the original (alpha_max in the paper)
@@ -43,7 +44,19 @@ def margin(search: Search, rows: Tensor, *, steps: int = 8, cut: int = 0) -> Non
     to eps: there the way to the boundary leads around the corners of the box. With cut > 0 only the better third of the
     samples goes on after so many steps.
     """
-    _descend(search, rows, torch.full_like(rows, ANY), torch.zeros_like(search.x[rows]), steps=steps, cut=cut)
+    target, start = torch.full_like(rows, ANY), torch.zeros_like(search.x[rows])
+    first = torch.full_like(search.margin[rows], float("nan"))
+    _descend(search, rows, target, start, steps=steps, cut=cut, first=first)
+    if search.straight is None and search.threat.norm in WHOLE:
+        search.straight = _straight(search, rows, first)
+
+
+def _straight(search: Search, rows: Tensor, first: Tensor) -> float | None:
+    """Of what a descent took from the margins of rows [R] what its first step took, which left `first` [R]."""
+    rows, first = rows[~first.isnan()], first[~first.isnan()]
+    clean, reached = margins(search.clean[rows], search.y[rows]), search.margin[rows].clamp_min(0)
+    gained = float((clean - reached).sum())
+    return float((clean - first.clamp_min(0)).sum()) / gained if gained > TINY else None
 
 
 def classes(search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pairs: float = 0.0) -> None:
@@ -164,13 +177,22 @@ def _nth_nearest(search: Search, rows: Tensor, eligible: Tensor, nth: Tensor) ->
 
 
 def _descend(
-    search: Search, rows: Tensor, target: Tensor, start: Tensor, *, steps: int, cut: int, turn: int = 0
+    search: Search,
+    rows: Tensor,
+    target: Tensor,
+    start: Tensor,
+    *,
+    steps: int,
+    cut: int,
+    turn: int = 0,
+    first: Tensor | None = None,
 ) -> None:
     """Down the margin's slope; where the norm has wide balls, the first radius is that of this turn."""
     wide = WIDE.get(search.threat.norm, (1.0,))
     move = _climb(search, start, steps, wide=wide[turn % len(wide)])
     soft = SOFT.get(search.threat.norm)
-    run_rows(search, rows, target, start, move, steps=steps, inside=len(wide) == 1, cut=cut or None, soft=soft)
+    inside = len(wide) == 1
+    run_rows(search, rows, target, start, move, steps=steps, inside=inside, cut=cut or None, soft=soft, first=first)
 
 
 def _climb(search: Search, start: Tensor, steps: int, *, wide: float) -> Move:

@@ -95,7 +95,7 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
         "all",
         description="all: every sample that stands, once; nearest: those of them that are nearest to falling, once; "
         "drawn: a few at a time, the nearest to falling first, taking turns with its neighbours in the table by what "
-        "each earns per pass; spare: as drawn, once late turns gain",
+        "each earns per pass; spare: as drawn, once late turns gain, or from the first where slopes wind",
     )
     share: float = Field(
         0.06,

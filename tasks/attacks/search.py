@@ -49,6 +49,7 @@ class Search:
         self.nearest = x.clone()
         self.broken = False  # met logits that are not finite
         self.steps, self.level = 0, torch.zeros((), dtype=torch.long, device=x.device)  # made by rows; without a slope
+        self.straight: float | None = None  # of what the first descent gained, what its first step brought
         self.tries: dict[str, Tensor] = {}  # how often each arm has tried each sample, [N]
         self.clean = (self._logits(model, x) if clean is None else clean).float()  # [N, C] at x
         self.logits = self.clean.clone()  # [N, C] at nearest
@@ -158,13 +159,14 @@ def run_rows(
     inside: bool = True,
     cut: int | None = None,
     soft: float | None = None,
+    first: Tensor | None = None,
 ) -> None:
     """Move every row `steps` times. A row whose sample is fooled leaves at once and the next one takes its place.
 
     rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations. `inside` promises that start and
     move stay within the budget. After `cut` steps only the better rows go on: those whose margin is among the
     smallest third of the margins met at that point. A row without a slope to follow goes straight to its last step.
-    The slope is the margin's, with `soft` that of soft_margins.
+    The slope is the margin's, with `soft` that of soft_margins. `first` [R] is given the rows' margins after one step.
     """
     n, d, i = rows[:0], start[:0], rows[:0]  # the rows at work: their numbers, where they are, steps made
     halfway, following = search.x.new_zeros(0), 0
@@ -186,6 +188,8 @@ def run_rows(
         logits = search.model(x_adv.requires_grad_())
         margin = margins(logits.float(), search.y[s], t)
         search.see(s, x_adv, logits, inside=inside)
+        if first is not None:
+            first[n[i == 1]] = margin.detach()[i == 1]
         going = moving & ~search.fooled[s]
         if cut is not None and bool((there := going & (i == cut)).any()):
             halfway = torch.cat([halfway, margin.detach()[there]])

@@ -62,6 +62,7 @@ SUITES: dict[str, Suite] = {
             _drawn("square", {"queries": 100, "burst": 50, "horizon": 100}, share=0.02),
             _spare("classes", {"steps": 20, "cut": 4, "pairs": 0.5}, share=1.0, norms=FLAT),
             _spare("restarts", {"starts": "nearest", "steps": 20}, share=0.06, norms=FLAT),
+            _nearest("restarts", {"starts": "nearest blocks noise", "steps": 20}, share=0.02, fewest=4, norms=BOX),
         ),
         again=0.25,
         passes=27,

@@ -27,6 +27,7 @@ LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
+WINDING = 0.7  # of a descent's gain: what the first step brings at least, where slopes hold as far as the radius
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
@@ -101,18 +102,19 @@ class Engine:
         """
         effort = last_flip = 0.0
         begun, stood, late = self._spent(), len(self.search.standing()), 0
+        first, spare = self._parted(group)
+        group = first + spare
         falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
             end, open_ = self._end(), [t for t in group if t.error is None and not t.spent]
             most = end.reached((self._spent() - begun) / len(self.search.x), effort) or self._left() <= 0
             spares = late >= LATE * stood
-            due = [t for t in open_ if t.turns is None and (spares or t.config.samples == "drawn")]
+            due = [t for t in open_ if t.turns is None and (spares or t in first)]
             again = math.inf if end.again is None else end.again * last_flip
             if not open_ or most or (not due and effort - last_flip >= again):
                 self.capped |= most
                 break
-            first_round = any(t.config.samples == "drawn" for t in due)
-            able = [t for t in open_ if t.config.samples == "drawn"] if first_round else open_
+            able = [t for t in open_ if t in first] if any(t in first for t in due) else open_
             tally, before, fooled = max(able, key=lambda t: t.rate), self._spent(), self.search.fooled.clone()
             gained = self._turn(tally)
             effort += (self._spent() - before) / standing
@@ -123,6 +125,17 @@ class Engine:
         for at, fell in falls:
             if at > LAST_QUARTER * effort:
                 self.late |= fell
+
+    def _parted(self, group: list[Tally]) -> tuple[list[Tally], list[Tally]]:
+        """Which have a turn each, and which are spare.
+
+        Where slopes wind, the spare ones, which are longer, take the place of drawn ones of the same name.
+        """
+        spare = [t for t in group if t.config.samples == "spare"]
+        drawn = [t for t in group if t.config.samples == "drawn"]
+        if self.search.straight is None or self.search.straight >= WINDING:
+            return drawn, spare
+        return [t for t in drawn if t.config.name not in {s.config.name for s in spare}] + spare, []
 
     def _turn(self, tally: Tally) -> int:
         """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""

@@ -9,7 +9,7 @@ from tasks.attacks import AttackConfig
 PRIOR_PASSES = 500.0  # what an arm that has not been tried is taken to need for one flip
 
 
-@dataclass
+@dataclass(eq=False)
 class Tally:
     """What one attack of the suite did on the samples of one cell."""
 

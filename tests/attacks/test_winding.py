@@ -1,0 +1,85 @@
+"""Slopes that do not hold as far as the radius: what the first step tells of them, and what is drawn then."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.attacks import AttackConfig, Suite, ThreatModel
+from tasks.attacks.arms import margin
+from tasks.attacks.config import ARMS
+from tasks.attacks.search import Search
+from tasks.metrics import measure
+
+EPS = 0.2
+HOLDS, TURNS = 1.0, 0.6  # how far the slope leads, in eps
+
+
+class Bent(nn.Module):
+    """Two classes on one feature. The margin falls from the middle of the box until it turns, and rises from there."""
+
+    def __init__(self, turn: float) -> None:
+        super().__init__()
+        self.turn = 0.5 + turn * EPS
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = 1 + (x.flatten(1) - self.turn).abs()
+        return torch.cat([margin / 2, -margin / 2], dim=1)
+
+
+def amid(count: int) -> tuple[Tensor, Tensor]:
+    return torch.full((count, 1), 0.5), torch.zeros(count, dtype=torch.long)
+
+
+def searched(turn: float, norm: str) -> Search:
+    threat = ThreatModel(norm=norm, eps=EPS)
+    return Search(Bent(turn), *amid(20), threat=threat, rng=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("turn", [HOLDS, 0.75, TURNS])
+def test_what_the_first_step_brought_is_told_as_a_share_of_what_the_descent_did(turn):
+    search = searched(turn, "linf")
+    margin(search, torch.arange(20), steps=12)
+    assert search.straight == pytest.approx((2 * turn - 1) / turn, abs=0.03)  # out to eps, of the way to the turn
+
+
+def test_later_descents_do_not_change_what_the_first_one_told():
+    search = searched(TURNS, "linf")
+    margin(search, torch.arange(20), steps=12)
+    told = search.straight
+    margin(search, torch.arange(20), steps=20)  # so long a one begins with a shorter step
+    assert search.straight == told
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_nothing_is_told_where_the_ball_is_larger_at_first(norm):
+    search = searched(TURNS, norm)
+    margin(search, torch.arange(20), steps=12)
+    assert search.straight is None
+
+
+def test_nothing_is_told_where_a_descent_gains_nothing():
+    search = searched(0.0, "linf")
+    margin(search, torch.arange(20), steps=12)
+    assert search.straight is None
+
+
+@pytest.mark.parametrize(("turn", "drawn"), [(HOLDS, {4}), (TURNS, {9})])
+def test_where_slopes_wind_spare_rows_are_drawn_at_once_and_in_place_of_their_namesakes(turn, drawn, monkeypatch):
+    met, restarts = set(), ARMS["restarts"]
+
+    def noted(search, rows, *, steps):
+        met.add(steps)
+        restarts(search, rows, starts="noise", steps=steps)
+
+    monkeypatch.setitem(ARMS, "restarts", noted)
+    rows = (
+        AttackConfig(name="margin", params={"steps": 6}),
+        AttackConfig(name="classes", params={"steps": 4}, samples="drawn"),
+        AttackConfig(name="restarts", params={"steps": 4}, samples="drawn"),
+        AttackConfig(name="restarts", params={"steps": 9}, samples="spare"),
+    )
+    suite = Suite(name="two lengths", attacks=rows)
+    found = measure(Bent(turn), *amid(20), threat=ThreatModel(eps=EPS), suite=suite)
+    assert not found.fooled.any()  # so no late turn has called for the spare row
+    assert met == drawn
+    assert {attack.name for attack in found.attacks} == {"margin", "classes", "restarts"}
