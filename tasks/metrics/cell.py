@@ -13,7 +13,8 @@ from tasks.attacks.geometry import inside
 from tasks.attacks.search import Search
 from tasks.metrics.budget import violation
 from tasks.metrics.draws import generator
-from tasks.metrics.engine import ATTACK_SECONDS, Engine
+from tasks.metrics.engine import Engine
+from tasks.metrics.foreign import ATTACK_SECONDS
 from tasks.metrics.isolation import Coarse, Meter
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 from tasks.metrics.tally import Tally

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.code import own_code
-from tasks.metrics.engine import ATTACK_SECONDS
+from tasks.metrics.foreign import ATTACK_SECONDS
 from tasks.metrics.outcomes import Precision
 
 ClassNumber = Annotated[int, Field(ge=0)]

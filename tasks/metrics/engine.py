@@ -4,24 +4,21 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from tasks.attacks import ATTACKS, AttackConfig, Suite
+from tasks.attacks import AttackConfig, Suite
 from tasks.attacks.config import End
 from tasks.attacks.search import Search
 from tasks.attacks.straight_through import stand_in
-from tasks.metrics.budget import violation
-from tasks.metrics.child import Failed, Result, Stopped, can_fork, in_child
+from tasks.metrics.child import Failed, Stopped
 from tasks.metrics.draws import generator
+from tasks.metrics.foreign import ATTACK_SECONDS, Misbehaved, attack_function
 from tasks.metrics.isolation import PROBE, Coarse, Meter
 from tasks.metrics.tally import Tally
 from tasks.redact import told
 
-ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
-SEEN = ("fooled", "margin", "nearest", "logits")  # what a search notes of each sample that it sees
 LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
@@ -175,10 +172,12 @@ class Engine:
             if arm is not None:
                 arm(search, rows)
             else:
-                self._foreign(tally, rows)
+                tally.silent = attack_function(
+                    search, rows, config, model=self.model, meter=self.meter, seconds=self.attack_seconds
+                )
             if search.broken:
-                raise _Misbehaved("met logits that are not finite")
-        except (_Misbehaved, Failed) as failure:
+                raise Misbehaved("met logits that are not finite")
+        except (Misbehaved, Failed) as failure:
             tally.error = str(failure)
             if isinstance(failure, Stopped):
                 self.meter.stopped[config.name] = tally.error
@@ -196,62 +195,6 @@ class Engine:
         earlier = tally.lately[1] / 2 if gained else tally.lately[1]  # what brought nothing is not forgotten
         tally.lately = tally.lately[0] / 2 + gained, earlier + spent
         return int(flips.sum())
-
-    def _foreign(self, tally: Tally, rows: Tensor) -> None:
-        """A plain attack function: what it returns is measured, not believed, and what it meets on its way counts."""
-        search = self.search
-        x, y = search.x[rows], search.y[rows]
-        attack = partial(self._attack, tally.config, rows)
-        if tally.config.name in ATTACKS:
-            x_adv = attack()
-        elif can_fork():
-            x_adv = self._apart(attack, rows)
-        else:  # the model can be refused to it, which ends all but what asks the model nothing
-            self.meter.deadline = (time.monotonic() + self.attack_seconds, self.attack_seconds)
-            try:
-                x_adv = attack()
-            finally:
-                self.meter.deadline = None
-        wrong = violation(x, x_adv, search.threat)
-        if wrong:
-            raise _Misbehaved(wrong)
-        met, x_adv = search.fooled[rows].clone(), x_adv.detach().to(x)
-        with torch.no_grad():
-            logits = torch.cat([self.meter(part) for part in x_adv.split(search.batch)])
-        search.see(rows, x_adv, logits)
-        tally.silent = torch.zeros_like(search.fooled)
-        tally.silent[rows] = met & (logits.argmax(1) == y)
-
-    def _attack(self, config: AttackConfig, rows: Tensor) -> Tensor:
-        """What the attack returns for these samples."""
-        search, overheard = self.search, _Overheard(self.model, self.search, rows)
-        x, y = search.x[rows].clone(), search.y[rows].clone()
-        return config.function()(overheard, x, y, threat=search.threat, rng=search.rng)
-
-    def _apart(self, attack: Callable[[], Tensor], rows: Tensor) -> Tensor:
-        """What the attack returns, from a process of its own; what it met, spent and drew there counts here."""
-        search, meter = self.search, self.meter
-        draws = {"rng": search.rng, "reseed": meter.reseed}
-
-        def work() -> Result:
-            x_adv = attack()
-            if not isinstance(x_adv, Tensor):
-                raise TypeError(f"returned {type(x_adv).__name__}, not a tensor")
-            seen = {"seen/" + name: getattr(search, name)[rows] for name in SEEN}
-            states = {"drawn/" + name: rng.get_state() for name, rng in draws.items() if rng is not None}
-            tensors = {"x_adv": x_adv, "drawn": torch.get_rng_state(), **seen, **states}
-            return tensors, {"passes": self._passes(), "broken": search.broken}
-
-        tensors, values = in_child(work, seconds=self.attack_seconds)
-        for name in SEEN:
-            getattr(search, name)[rows] = tensors["seen/" + name]
-        for name, rng in draws.items():
-            if rng is not None:
-                rng.set_state(tensors["drawn/" + name])
-        torch.set_rng_state(tensors["drawn"])
-        meter.forward_samples, meter.backward_samples = values["passes"]
-        search.broken = values["broken"]
-        return tensors["x_adv"]
 
     def _left(self) -> float:
         """Passes that the suite's end leaves for this cell; what fell is judged once more at its end."""
@@ -298,23 +241,3 @@ def _each(config: AttackConfig, *, mean: bool = False) -> float:
     made = cut + ON * (steps - cut) if mean else steps
     starts = len(str(known.get("starts", "one")).split())
     return float(known.get("queries", starts * rows * (2 * made + 1) if steps else 0))
-
-
-class _Overheard(nn.Module):
-    """The model as an attack function sees it; whole batches within the budget are noted as they pass."""
-
-    def __init__(self, model: nn.Module, search: Search, rows: Tensor) -> None:
-        super().__init__()
-        self.model, self.search, self.rows = model, search, rows
-
-    def forward(self, x: Tensor) -> Tensor:
-        """X [B, ...] -> logits [B, C]."""
-        logits: Tensor = self.model(x)
-        low, high = self.search.threat.bounds
-        if len(x) == len(self.rows) and x.shape[1:] == self.search.x.shape[1:] and ((x >= low) & (x <= high)).all():
-            self.search.see(self.rows, x, logits)
-        return logits
-
-
-class _Misbehaved(Exception):
-    """An attack's result that cannot be used, in words that stand in the report."""

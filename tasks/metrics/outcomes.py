@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.cell import BLOCK, Cell, attack_cell, known_cell
 from tasks.metrics.code import grounds, own_code
-from tasks.metrics.engine import ATTACK_SECONDS
+from tasks.metrics.foreign import ATTACK_SECONDS
 from tasks.metrics.inputs import Precision as Precision
 from tasks.metrics.inputs import check_logits, check_options, check_suite, checked
 from tasks.metrics.isolation import Meter, answers_at_random, pays_in_bf16, untouched

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import tasks.metrics.engine
+import tasks.metrics.foreign
 from tasks.attacks import ATTACKS, AttackConfig, Suite, ThreatModel
 from tasks.metrics import EvaluationConfig, evaluate, measure
 from tasks.metrics.child import Failed, Stopped, can_fork, in_child
@@ -118,7 +118,7 @@ def test_what_is_found_apart_is_what_is_found_in_the_same_process(model, samples
     attacks = (own("lucky"), own("pgd", "drawn"), own("lucky", "drawn"), AttackConfig(name="fgsm"))
     suite = Suite(name="turns", attacks=attacks, passes=60)  # which go on with their draws
     apart = measure(model, x, y, threat=LINF, suite=suite, **how)
-    monkeypatch.setattr(tasks.metrics.engine, "can_fork", lambda: False)
+    monkeypatch.setattr(tasks.metrics.foreign, "can_fork", lambda: False)
     here = measure(model, x, y, threat=LINF, suite=suite, **how)
     assert apart.problems == ()
     assert 0 < apart.robust_accuracy < 1
@@ -199,7 +199,7 @@ def running(mark: str) -> list[str]:
 def test_what_it_started_ends_with_it(model, samples, monkeypatch):
     monkeypatch.setenv("MARK", mark := f"started-by-{os.getpid()}-{time.time_ns()}")
     seen: list[str] = []
-    real = tasks.metrics.engine.in_child
+    real = tasks.metrics.foreign.in_child
 
     def watched(work, *, seconds):
         import threading
@@ -211,7 +211,7 @@ def test_what_it_started_ends_with_it(model, samples, monkeypatch):
         finally:
             looks.join()
 
-    monkeypatch.setattr(tasks.metrics.engine, "in_child", watched)
+    monkeypatch.setattr(tasks.metrics.foreign, "in_child", watched)
     found = measure(model, *samples, threat=LINF, suite=[own("has_a_child")], attack_seconds=2)
     assert "was stopped" in found.problems[0]
     assert seen  # it was there
@@ -255,7 +255,7 @@ def test_a_result_larger_than_a_pipe_comes_back_whole_and_a_slow_one_is_stopped(
 
 
 def test_beside_a_gpu_the_model_is_refused_after_the_time(model, samples, monkeypatch):
-    monkeypatch.setattr(tasks.metrics.engine, "can_fork", lambda: False)
+    monkeypatch.setattr(tasks.metrics.foreign, "can_fork", lambda: False)
     started = time.monotonic()
     found = measure(model, *samples, threat=LINF, suite=[own("asks_for_ever"), "pgd"], attack_seconds=0.3)
     assert time.monotonic() - started < 10

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import tasks.metrics.code
 import tasks.metrics.curve
-import tasks.metrics.engine
+import tasks.metrics.foreign
 import tasks.metrics.outcomes
 import tasks.metrics.report
 import tasks.metrics.store as store_module
@@ -78,7 +78,7 @@ class Wavering(nn.Module):
 def _small_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks.metrics.outcomes, "BLOCK", BLOCK)
     monkeypatch.setattr(tasks.metrics.curve, "BLOCK", BLOCK)
-    monkeypatch.setattr(tasks.metrics.engine, "can_fork", lambda: False)  # these attacks remember their calls
+    monkeypatch.setattr(tasks.metrics.foreign, "can_fork", lambda: False)  # these attacks remember their calls
     attack_calls.clear()
     attack_dies_at.clear()
 
