@@ -46,7 +46,8 @@ def margin(search: Search, rows: Tensor, *, steps: int = 8, cut: int = 0) -> Non
     """
     target, start = torch.full_like(rows, ANY), torch.zeros_like(search.x[rows])
     first = torch.full_like(search.margin[rows], float("nan"))
-    _descend(search, rows, target, start, steps=steps, cut=cut, first=first)
+    known = None if search.slopes is None else search.slopes[rows]
+    _descend(search, rows, target, start, steps=steps, cut=cut, known=known, first=first)
     if search.straight is None and search.threat.norm in WHOLE:
         search.straight = _straight(search, rows, first)
 
@@ -56,7 +57,7 @@ def _straight(search: Search, rows: Tensor, first: Tensor) -> float | None:
     rows, first = rows[~first.isnan()], first[~first.isnan()]
     clean, reached = margins(search.clean[rows], search.y[rows]), search.margin[rows].clamp_min(0)
     gained = float((clean - reached).sum())
-    return float((clean - first.clamp_min(0)).sum()) / gained if gained > TINY else None
+    return float((clean - first).sum()) / gained if gained > TINY else None
 
 
 def classes(search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pairs: float = 0.0) -> None:
@@ -185,14 +186,25 @@ def _descend(
     steps: int,
     cut: int,
     turn: int = 0,
+    known: Tensor | None = None,
     first: Tensor | None = None,
 ) -> None:
     """Down the margin's slope; where the norm has wide balls, the first radius is that of this turn."""
     wide = WIDE.get(search.threat.norm, (1.0,))
     move = _climb(search, start, steps, wide=wide[turn % len(wide)])
-    soft = SOFT.get(search.threat.norm)
-    inside = len(wide) == 1
-    run_rows(search, rows, target, start, move, steps=steps, inside=inside, cut=cut or None, soft=soft, first=first)
+    run_rows(
+        search,
+        rows,
+        target,
+        start,
+        move,
+        steps=steps,
+        inside=len(wide) == 1,
+        cut=cut or None,
+        soft=SOFT.get(search.threat.norm),
+        known=known,
+        first=first,
+    )
 
 
 def _climb(search: Search, start: Tensor, steps: int, *, wide: float) -> Move:

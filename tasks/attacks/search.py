@@ -4,7 +4,7 @@ Shapes: N samples, R rows, C classes. A row is one attempt: a sample, a target c
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -13,9 +13,11 @@ from tasks.attacks.geometry import TINY, Limits, distance, limits, moved
 from tasks.attacks.threat import ThreatModel
 
 ANY = -1  # a target: whichever other class is nearest
+OPEN = -1  # an answer that has not been given
 CLOSE_CALL = 1e-6  # of the largest logit: a success by less may not survive another batch's rounding
 SLACK = 1e-5  # of the radius and of the box: what rounding to float32 may add
 CUT = 0.33  # of the rows go on after the cut
+WINDING = 0.7  # of a descent's gain: what the first step brings at least, where slopes hold as far as the radius
 DOUBT = 1 / 64  # of the largest logit: a margin below this is too small to be left to bfloat16
 
 
@@ -34,17 +36,20 @@ class Search:
         threat: ThreatModel,
         rng: Generator,
         clean: Tensor | None = None,
+        slopes: Tensor | None = None,
         exact: nn.Module | None = None,
     ) -> None:
         """x [N, ...] within the bounds, y [N], clean: the logits [N, C] of x, asked for here where not given.
 
-        Where the model computes coarsely, `exact` judges what is close.
+        slopes: of the margins at x, [N, ...], where they are known. Where the model computes coarsely, `exact` judges
+        what is close.
         """
         self.model, self.x, self.y, self.threat, self.rng = model, x, y, threat, rng
-        self.exact = exact
+        self.exact, self.slopes = exact, slopes
         self.low, self.high = limits(x, threat)
         self.box = limits(x, threat.model_copy(update={"norm": "unbounded"}))  # without the radius
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.settled = torch.full_like(y, OPEN)  # the class at nearest, where whoever judges in the end has given it
         self.margin = torch.full((len(x),), float("inf"), device=x.device)
         self.nearest = x.clone()
         self.broken = False  # met logits that are not finite
@@ -58,9 +63,13 @@ class Search:
 
     @property
     def batch(self) -> int:
-        """How many rows pass through the model at once: many small inputs, fewer large ones."""
-        per_pass = 2**18 if self.x.device.type == "cpu" else 2**22
-        return max(64, min(4096, per_pass // max(self.x[0].numel(), 1)))
+        """How many rows pass through the model at once."""
+        return at_once(self.x)
+
+    @property
+    def winding(self) -> bool:
+        """Whether slopes were seen not to hold as far as the radius."""
+        return self.straight is not None and self.straight < WINDING
 
     def standing(self) -> Tensor:
         """The samples that nothing has fooled yet, nearest to falling first: [<= N]."""
@@ -78,13 +87,16 @@ class Search:
         counts[rows] += 1
         return before
 
-    def see(self, rows: Tensor, x_adv: Tensor, logits: Tensor, *, inside: bool = False) -> None:
+    def see(
+        self, rows: Tensor, x_adv: Tensor, logits: Tensor, *, inside: bool = False, margin: Tensor | None = None
+    ) -> None:
         """Take note of what the model says of x_adv [R, ...], made from the samples in `rows` [R].
 
-        `inside` promises that x_adv was projected; else what leaves ball or box is passed over.
+        `inside` promises that x_adv was projected; else what leaves ball or box is passed over. margin [R]: to the
+        nearest class, where it is known.
         """
         logits = logits.detach().float()
-        margin = _lead(logits, self.y[rows])
+        margin = _lead(logits, self.y[rows], None if margin is None else margin.detach())
         self.broken = self.broken or not bool(margin.sum().isfinite())
         chosen = ((margin < self.margin[rows]) & ~self.fooled[rows]).nonzero().flatten()
         if not len(chosen):
@@ -128,8 +140,9 @@ class Search:
         for part, d in zip(rows.split(self.batch), delta.split(self.batch), strict=True):
             x_adv = moved(self.x[part], d, self.threat)
             logits = self.model(x_adv)
-            self.see(part, x_adv, logits, inside=inside)
-            found.append(margins(logits.float(), self.y[part]))
+            margin = margins(logits.float(), self.y[part])
+            self.see(part, x_adv, logits, inside=inside, margin=margin)
+            found.append(margin)
         return torch.cat(found)
 
 
@@ -159,6 +172,7 @@ def run_rows(
     inside: bool = True,
     cut: int | None = None,
     soft: float | None = None,
+    known: Tensor | None = None,
     first: Tensor | None = None,
 ) -> None:
     """Move every row `steps` times. A row whose sample is fooled leaves at once and the next one takes its place.
@@ -166,44 +180,83 @@ def run_rows(
     rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations. `inside` promises that start and
     move stay within the budget. After `cut` steps only the better rows go on: those whose margin is among the
     smallest third of the margins met at that point. A row without a slope to follow goes straight to its last step.
-    The slope is the margin's, with `soft` that of soft_margins. `first` [R] is given the rows' margins after one step.
+    The slope is the margin's, with `soft` that of soft_margins; `known` [R, ...] are those at the start, if they are.
+    `first` [R] is given the margins after one step, 0 where the sample fell.
     """
-    n, d, i = rows[:0], start[:0], rows[:0]  # the rows at work: their numbers, where they are, steps made
+    begun, looks = torch.zeros_like(rows), torch.zeros_like(search.fooled[rows])
+    foretell, named = inside and not search.winding, bool((target != ANY).any())
+    if known is not None:
+        n, lead = torch.arange(len(rows), device=rows.device), margins(search.clean[rows], search.y[rows], target)
+        start, begun, looks = _stepped(search, move, At(n, rows, start, known, lead, begun), steps, foretell)
+    n, d, i, look = rows[:0], start[:0], begun[:0], looks[:0]  # the rows at work: numbers, where they are, steps made
     halfway, following = search.x.new_zeros(0), 0
     while True:
         while len(n) < search.batch and following < len(rows):
-            begun, following = following, min(following + search.batch - len(n), len(rows))
-            more = torch.arange(begun, following, device=rows.device)
+            more = torch.arange(following, min(following + search.batch - len(n), len(rows)), device=rows.device)
+            following = int(more[-1]) + 1
             more = more[~search.fooled[rows[more]]]
-            n, d, i = torch.cat([n, more]), torch.cat([d, start[more]]), torch.cat([i, torch.zeros_like(more)])
+            n, d, i, look = (
+                torch.cat(part) for part in ((n, more), (d, start[more]), (i, begun[more]), (look, looks[more]))
+            )
         if not len(n):
             return
         s, t = rows[n], target[n]
         x_adv = moved(search.x[s], d, search.threat)
+        if look.any():  # these are foretold to fall: a pass forward may be all they take
+            search.look(s[look], x_adv[look], inside=inside)
+            if first is not None:
+                first[n[look & search.fooled[s]]] = 0.0
+            stands = (~search.fooled[s]).nonzero().flatten()
+            n, d, i, look = n[stands], d[stands], i[stands], torch.zeros_like(look[stands])
+            continue
         moving = i < steps
         if not moving.any():
             search.look(s, x_adv, inside=inside)
-            n, d, i = n[:0], d[:0], i[:0]
+            n, d, i, look = n[:0], d[:0], i[:0], look[:0]
             continue
         logits = search.model(x_adv.requires_grad_())
         margin = margins(logits.float(), search.y[s], t)
-        search.see(s, x_adv, logits, inside=inside)
+        search.see(s, x_adv, logits, inside=inside, margin=None if named else margin)
         if first is not None:
-            first[n[i == 1]] = margin.detach()[i == 1]
+            first[n[i == 1]] = margin.detach()[i == 1].clamp_min(0)
         going = moving & ~search.fooled[s]
         if cut is not None and bool((there := going & (i == cut)).any()):
             halfway = torch.cat([halfway, margin.detach()[there]])
             going &= ~there | (margin.detach() <= halfway.quantile(CUT))
         keep = going.nonzero().flatten()
-        n, s, t, d, i = n[keep], s[keep], t[keep], d[keep], i[keep]
+        n, s, t, d, i, look = n[keep], s[keep], t[keep], d[keep], i[keep], look[keep]
         if len(keep):
             lead = margin[keep] if soft is None else soft_margins(logits[keep].float(), search.y[s], t, soft=soft)
             grad = slope(lead.sum(), x_adv)[keep]
-            level = ~grad.flatten(1).any(1)  # nothing leads on from here: the next step is the last
-            search.steps, search.level = search.steps + len(keep), search.level + level.sum()
-            i = i.masked_fill(level, steps - 1)
-            d = move(At(n, s, d, grad, margin[keep].detach(), i))
-        i = i + 1
+            d, i, look = _stepped(search, move, At(n, s, d, grad, margin[keep].detach(), i), steps, foretell)
+
+
+def _stepped(search: Search, move: Move, at: At, steps: int, foretell: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the rows come to, how many steps they have made, and which fall if their first slope holds so far."""
+    level = ~at.grad.flatten(1).any(1)  # nothing leads on from here: the next step is the last
+    search.steps, search.level = search.steps + len(level), search.level + level.sum()
+    at = replace(at, step=at.step.masked_fill(level, steps - 1))
+    delta, fall = move(at), torch.zeros_like(level)
+    if foretell and bool((begun := (at.step == 0) & (steps > 1)).any()):
+        fall = begun & (at.margin + (at.grad * (delta - at.delta)).flatten(1).sum(1) < 0)
+    return delta, at.step + 1, fall
+
+
+def at_once(x: Tensor) -> int:
+    """How many of the samples in x [N, ...] pass through a model at once: many small ones, fewer large ones."""
+    per_pass = 2**18 if x.device.type == "cpu" else 2**22
+    return max(64, min(4096, per_pass // max(x[0].numel(), 1)))
+
+
+def sloped(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [N, C] and the slopes of the margins [N, ...] at x, for a pass forward and one back."""
+    found = []
+    for points, own in zip(x.split(at_once(x)), y.split(at_once(x)), strict=True):
+        points = points.detach().clone().requires_grad_()
+        logits = model(points)
+        found.append((logits.detach(), slope(margins(logits.float(), own).sum(), points)))
+    logits, slopes = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return logits, slopes
 
 
 def slope(value: Tensor, x_adv: Tensor, *, again: bool = False) -> Tensor:
@@ -251,13 +304,16 @@ def soft_margins(logits: Tensor, y: Tensor, target: Tensor, *, soft: float) -> T
     return torch.where(target == ANY, lead, margins(logits, y, target))
 
 
-def _lead(logits: Tensor, y: Tensor) -> Tensor:
-    """The margin, [B]; a hair below zero where the highest logits tie and the model's answer is another class.
+def _lead(logits: Tensor, y: Tensor, margin: Tensor | None = None) -> Tensor:
+    """The margin [B], unless it is given; a hair below zero where logits tie and the answer is another class.
 
     A saturated output ties exactly, and whoever asks the model gets that answer.
     """
-    margin = margins(logits, y)
-    lost = (margin == 0) & (logits.argmax(1) != y)
+    margin = margins(logits, y) if margin is None else margin
+    tied = margin == 0
+    if not tied.any():
+        return margin
+    lost = tied & (logits.argmax(1) != y)
     hair = torch.finfo(margin.dtype).tiny + 2 * CLOSE_CALL * logits.abs().amax(1)
     return torch.where(lost, -hair, margin)
 

@@ -93,7 +93,8 @@ SUITES: dict[str, Suite] = {
             _drawn("restarts", {"starts": "thinned", "steps": 40, "cut": 15}, **EVEN, norms=("l1",)),
             _drawn("fmn", {"steps": 30}, share=0.08, norms=("l2",)),
             _spare("fab", {"steps": 40, "count": 1}, share=0.08, norms=LONG),
-            _drawn("square", {"queries": 5000, "burst": 100, "horizon": 2000}, share=0.03),
+            _drawn("square", {"queries": 5000, "burst": 50, "horizon": 2000}, share=0.03, norms=BOX),
+            _drawn("square", {"queries": 5000, "burst": 100, "horizon": 2000}, share=0.03, norms=(*SPARSE, *LONG)),
             _spare("restarts", {"starts": "nearest noise", "steps": 60}, share=0.02, norms=BOX),
             _spare("fab", {"steps": 15, "count": 2}, share=0.02, norms=BOX),
             _spare("restarts", {"starts": "toward", "steps": 14}, norms=FLAT),
@@ -105,12 +106,16 @@ SUITES: dict[str, Suite] = {
         ),
         again=0.5,
         passes=600,
-        ends={"l2": End(again=0.5, passes=60), "l1": End(again=5, passes=70)},
+        ends={
+            **{norm: End(again=0.3, passes=600) for norm in BOX},
+            "l2": End(again=0.5, passes=60),
+            "l1": End(again=5, passes=70),
+        },
     ),
     "warm": Suite(  # for measure(..., warm=...): what is left to do once the nearest points are known
         name="warm",
         attacks=(
-            _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.15, norms=FLAT),
+            _nearest("restarts", {"starts": "nearest", "steps": 1}, share=0.08, norms=FLAT),
             _nearest("restarts", {"starts": "toward", "steps": 8}, share=0.08, norms=("l2",)),
             _nearest("margin", {"steps": 1}, share=0.25, norms=(*FLAT, "l2")),
             _nearest("restarts", {"starts": "nearest", "steps": 12}, share=0.06, norms=("l2",)),
@@ -118,7 +123,7 @@ SUITES: dict[str, Suite] = {
             _nearest("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=0.085, norms=FLAT),
             _nearest("classes", {"steps": 10, "cut": 3, "pairs": 9.0}, share=0.015, fewest=4, norms=FLAT),
             _nearest("classes", {"steps": 8, "cut": 4, "pairs": 9.0}, share=0.02, fewest=4, norms=("l1",)),
-            *(_drawn("restarts", {"starts": s, "steps": 40}, **SHARP, norms=FLAT) for s in ("toward", "nearest")),
+            *(_drawn("restarts", {"starts": s, "steps": 14}, **SHARP, norms=FLAT) for s in ("toward", "nearest")),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 2.0}, share=0.06, fewest=4, norms=("l2",)),
             *(
                 _drawn("restarts", {"starts": s, "steps": 16, "cut": 7}, **BROAD, norms=("l2",))

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel
+from tasks.attacks.arms import SOFT
 from tasks.attacks.geometry import inside
-from tasks.attacks.search import Search
+from tasks.attacks.search import OPEN, Search, sloped
 from tasks.metrics.budget import violation
 from tasks.metrics.draws import generator
 from tasks.metrics.engine import Engine
@@ -84,15 +85,15 @@ def attack_cell(
     torch.manual_seed(generator(CPU, seed, "model", number).initial_seed())  # of models that draw
     if meter.reseed is not None:
         meter.reseed = generator(CPU, seed, "answers", number)
-    clean, prediction = judged(meter, x)
+    clean, prediction, slopes = _opened(meter, x, y, follows=warm is None and _descends(suite, threat))
     broken, correct = int((~clean.isfinite()).any(1).sum()), prediction == y
     problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
     rng, exact = generator(x.device, seed, number), meter if coarse or meter.draws > 1 else None
-    search = Search(Coarse(meter) if coarse else meter, x, y, threat=threat, rng=rng, clean=clean, exact=exact)
+    known = {"clean": clean, "slopes": slopes}
+    search = Search(Coarse(meter) if coarse else meter, x, y, threat=threat, rng=rng, exact=exact, **known)
     search.fooled = ~correct
     if warm is not None:
-        standing = search.standing()
-        search.look(standing, inside(x[standing], warm[standing], threat), inside=True)
+        _begin_at(warm, search, meter)
     begun = forward + backward - (asked if number == 0 else 0)
     engine = Engine(search, suite, meter, seed=seed, cell=number, begun=begun, tell=tell, attack_seconds=attack_seconds)
     tallies = engine.run()
@@ -120,6 +121,33 @@ def attack_cell(
     )
 
 
+def _opened(meter: Meter, x: Tensor, y: Tensor, *, follows: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits [N, C], classes [N], and the slopes [N, ...] where they are followed and one answer is like another."""
+    if not follows or meter.draws > 1:
+        return *judged(meter, x), None
+    try:
+        logits, slopes = sloped(meter, x, y)
+    except Exception:  # what cannot be differentiated can still answer; the attacks say what they met
+        return *judged(meter, x), None
+    return logits, logits.argmax(1), slopes
+
+
+def _descends(suite: Suite, threat: ThreatModel) -> bool:
+    """Whether every sample is led down the slope of its margin."""
+    rows = suite.under(threat)
+    return threat.norm not in SOFT and any(row.name == "margin" and row.samples == "all" for row in rows)
+
+
+def _begin_at(warm: Tensor, search: Search, meter: Meter) -> None:
+    """Take note of what the model says at warm [N, ...]. It is the judge who says so: what falls there has fallen."""
+    rows = search.standing()
+    points = inside(search.x[rows], warm[rows], search.threat)
+    logits, answer = judged(meter, points)
+    search.see(rows, points, logits, inside=True)
+    fell = search.fooled[rows] & (answer != search.y[rows])
+    search.settled[rows[fell]] = answer[fell]
+
+
 def _confirmed(
     meter: Meter, search: Search, x: Tensor, y: Tensor, prediction: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -128,7 +156,10 @@ def _confirmed(
     x_adv, fooled, dropped = x.clone(), ~correct, torch.zeros_like(correct)
     hit = (search.fooled & correct).nonzero().flatten()
     if len(hit):
-        answer = judged(meter, search.nearest[hit])[1]
+        answer = search.settled[hit]
+        asked = answer == OPEN
+        if asked.any():
+            answer[asked] = judged(meter, search.nearest[hit[asked]])[1]
         dropped[hit[answer == y[hit]]] = True
         hit, answer = hit[answer != y[hit]], answer[answer != y[hit]]
         x_adv[hit], prediction[hit], fooled[hit] = search.nearest[hit], answer, True

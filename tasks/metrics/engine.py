@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite
 from tasks.attacks.config import End
-from tasks.attacks.search import Search
+from tasks.attacks.search import OPEN, Search
 from tasks.attacks.straight_through import stand_in
 from tasks.metrics.child import Failed, Stopped
 from tasks.metrics.draws import generator
@@ -19,12 +19,11 @@ from tasks.metrics.isolation import PROBE, Coarse, Meter
 from tasks.metrics.tally import Tally
 from tasks.redact import told
 
-LATE = 0.03  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
+LATE = 0.02  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
-WINDING = 0.7  # of a descent's gain: what the first step brings at least, where slopes hold as far as the radius
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
@@ -80,6 +79,7 @@ class Engine:
         self.model, self.lent = stand_in(self.meter, self.search.x[some], self.search.y[some]), True
         self.searched = Coarse(self.model) if isinstance(self.searched, Coarse) else self.model
         self.search.aimed.zero_()
+        self.search.slopes = None  # those of the model itself
         return self.model is not self.meter
 
     def _given(self, config: AttackConfig) -> Tensor:
@@ -130,7 +130,7 @@ class Engine:
         """
         spare = [t for t in group if t.config.samples == "spare"]
         drawn = [t for t in group if t.config.samples == "drawn"]
-        if self.search.straight is None or self.search.straight >= WINDING:
+        if not self.search.winding:
             return drawn, spare
         return [t for t in drawn if t.config.name not in {s.config.name for s in spare}] + spare, []
 
@@ -197,9 +197,9 @@ class Engine:
         return int(flips.sum())
 
     def _left(self) -> float:
-        """Passes that the suite's end leaves for this cell; what fell is judged once more at its end."""
-        whole = self.suite.end(self.search.threat).whole or math.inf
-        fell = self.search.fooled & (self.search.clean.argmax(1) == self.search.y)
+        """Passes that the suite's end leaves for this cell; what fell in the search is judged once more at its end."""
+        whole, search = self.suite.end(self.search.threat).whole or math.inf, self.search
+        fell = search.fooled & (search.clean.argmax(1) == search.y) & (search.settled == OPEN)
         return whole * len(self.search.x) - (self._spent() - self.begun) - int(fell.sum())
 
     def _affordable(self, tally: Tally) -> int:

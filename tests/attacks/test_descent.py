@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tasks.attacks import ThreatModel, arms
 from tasks.attacks.arms import classes, margin, restarts
 from tasks.attacks.geometry import distance
-from tasks.attacks.search import ANY, Search, soft_margins
+from tasks.attacks.search import ANY, Search, sloped, soft_margins
 
 FEATURES, COUNT = 30, 90
 EPS = {"linf": 0.003, "l2": 0.0135, "l1": 0.032}  # at which about half of the samples fall
@@ -25,9 +25,11 @@ class Heard(nn.Module):
         super().__init__()
         self.slope = torch.randn(FEATURES, generator=torch.Generator().manual_seed(0))
         self.asked: list[Tensor] = []
+        self.followed: list[bool] = []  # whether its slope was asked for as well
 
     def forward(self, x: Tensor) -> Tensor:
         self.asked.append(x.detach().clone())
+        self.followed.append(x.requires_grad)
         lead = (x - 0.5) @ self.slope
         return torch.stack([-lead, lead], dim=1)
 
@@ -39,6 +41,7 @@ def searched(norm: str, share: float = 1.0) -> tuple[Search, Tensor]:
     away = ((x - 0.5) @ model.slope).abs() / model.slope.norm(p=DUAL[norm])
     search = Search(model, x, model(x).argmax(1), threat=threat, rng=torch.Generator().manual_seed(3))
     model.asked.clear()
+    model.followed.clear()
     return search, away
 
 
@@ -96,6 +99,32 @@ def test_after_the_cut_the_better_third_goes_on(arm):
     nearest = search.x[rows[away[rows].argsort()[: counts[-1]]]]
     gone_on = search.model.asked[-1]
     assert torch.cdist(gone_on, nearest).amin(1).amax() < 0.01  # those that were the nearest to falling
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_where_the_slopes_at_the_inputs_are_known_nothing_is_asked_there_and_all_else_is_as_before(norm):
+    asked = []
+    for known in (False, True):
+        search, _ = searched(norm, share=0.5)
+        if known:
+            search.slopes = sloped(search.model, search.x, search.y)[1]
+            search.model.asked.clear()
+        margin(search, torch.arange(COUNT), steps=8)
+        asked.append(search.model.asked)
+    before, after = asked
+    assert torch.equal(before[0], search.x)
+    assert len(before) == len(after) + 1
+    assert all(torch.equal(a, b) for a, b in zip(before[1:], after, strict=True))
+
+
+def test_a_sample_that_its_slope_foretells_to_fall_is_only_looked_at():
+    search, away = searched("linf")
+    margin(search, torch.arange(COUNT), steps=8)
+    falls = away < search.threat.eps
+    counts, followed = [len(x) for x in search.model.asked], search.model.followed
+    assert counts[:3] == [COUNT, falls.sum(), COUNT - falls.sum()]
+    assert followed[:3] == [True, False, True]
+    assert torch.equal(search.fooled, falls)
 
 
 class Spent(Heard):

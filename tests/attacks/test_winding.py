@@ -17,12 +17,13 @@ HOLDS, TURNS = 1.0, 0.6  # how far the slope leads, in eps
 class Bent(nn.Module):
     """Two classes on one feature. The margin falls from the middle of the box until it turns, and rises from there."""
 
-    def __init__(self, turn: float) -> None:
+    def __init__(self, turn: float, least: float = 1.0) -> None:
         super().__init__()
-        self.turn = 0.5 + turn * EPS
+        self.turn, self.least, self.followed = 0.5 + turn * EPS, least, []
 
     def forward(self, x: Tensor) -> Tensor:
-        margin = 1 + (x.flatten(1) - self.turn).abs()
+        self.followed.append(x.requires_grad)
+        margin = self.least + (x.flatten(1) - self.turn).abs()
         return torch.cat([margin / 2, -margin / 2], dim=1)
 
 
@@ -30,9 +31,9 @@ def amid(count: int) -> tuple[Tensor, Tensor]:
     return torch.full((count, 1), 0.5), torch.zeros(count, dtype=torch.long)
 
 
-def searched(turn: float, norm: str) -> Search:
+def searched(turn: float, norm: str, least: float = 1.0) -> Search:
     threat = ThreatModel(norm=norm, eps=EPS)
-    return Search(Bent(turn), *amid(20), threat=threat, rng=torch.Generator().manual_seed(0))
+    return Search(Bent(turn, least), *amid(20), threat=threat, rng=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("turn", [HOLDS, 0.75, TURNS])
@@ -42,12 +43,40 @@ def test_what_the_first_step_brought_is_told_as_a_share_of_what_the_descent_did(
     assert search.straight == pytest.approx((2 * turn - 1) / turn, abs=0.03)  # out to eps, of the way to the turn
 
 
+class Steep(Bent):
+    """Below 0.3 the margin leads straight down, across the boundary."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        margin = 10 * (x.flatten(1) - 0.25)
+        return torch.where(x.flatten(1) < 0.3, torch.cat([margin / 2, -margin / 2], dim=1), super().forward(x))
+
+
+def test_what_falls_at_the_first_step_counts_as_brought_by_it():
+    x, y = amid(20)
+    x[:10] = 0.28  # margin 0.3, all of it gone at the first step
+    search = Search(Steep(TURNS), x, y, threat=ThreatModel(eps=EPS), rng=torch.Generator().manual_seed(0))
+    margin(search, torch.arange(20), steps=12)
+    assert search.fooled.tolist() == [True] * 10 + [False] * 10
+    assert search.straight == pytest.approx((0.3 + 0.04) / (0.3 + 0.12), abs=0.02)
+
+
 def test_later_descents_do_not_change_what_the_first_one_told():
     search = searched(TURNS, "linf")
     margin(search, torch.arange(20), steps=12)
     told = search.straight
     margin(search, torch.arange(20), steps=20)  # so long a one begins with a shorter step
     assert search.straight == told
+
+
+def test_where_slopes_promise_too_much_every_sample_goes_on_and_later_promises_are_not_believed():
+    search = searched(TURNS, "linf", least=0.05)  # its slope leads below zero within eps, the model does not
+    rows, followed = torch.arange(20), search.model.followed
+    for expected in ([True, False, *11 * [True], False], [*12 * [True], False]):
+        followed.clear()
+        margin(search, rows, steps=12)
+        assert followed == expected
+    assert search.margin.max().item() == pytest.approx(0.05, abs=0.01)
+    assert search.straight == pytest.approx(1 / 3, abs=0.03)
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])

@@ -18,9 +18,10 @@ from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel, as_suite
 from tasks.attacks.config import ARMS
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance, inside
+from tasks.attacks.search import sloped
 from tasks.data import digits
 from tasks.defences import adversarial, plain
-from tasks.metrics import EvaluationConfig, Outcomes, evaluate, isolation, measure
+from tasks.metrics import EvaluationConfig, Outcomes, cell, evaluate, isolation, measure
 from tasks.metrics.cell import BLOCK, attack_cell
 from tasks.metrics.curve import security_curve
 from tasks.metrics.isolation import untouched
@@ -672,6 +673,69 @@ def test_what_is_asked_before_the_first_cell_takes_nothing_from_a_small_last_one
     )
     assert passes(alone) <= 40 * 2
     assert passes(last) > passes(alone) + 40  # what both asked before, and then as much as two samples may take
+
+
+ASKED_BEFORE = 2 + 2 * isolation.PROBE  # what shape the model's answers have, and whether it answers at random
+
+
+def test_where_a_first_look_tells_slopes_a_descent_asks_once_less_and_the_foretold_are_only_looked_at():
+    model = linear(2)
+    x, y = amid(model)
+    suite = [AttackConfig(name="margin", params={"steps": 3})]
+    found = measure(model, x, y, threat=SMALL, suite=suite)
+    fell = int(found.fooled.sum())
+    assert 20 < fell < 180
+    stood = len(x) - fell
+    assert found.backward_samples == len(x) + 2 * stood
+    assert found.forward_samples == ASKED_BEFORE + len(x) + fell + 3 * stood + fell  # those that fell are judged again
+
+
+def test_what_falls_at_its_warm_start_is_asked_once():
+    model = linear(2)
+    x, y = amid(model)
+    first = measure(model, x, y, threat=SMALL, suite=["margin"])
+    one = AttackConfig(name="margin", params={"steps": 1}, samples="nearest", share=0.001, fewest=1)
+    again = measure(model, x, y, threat=SMALL, suite=[one], warm=first.nearest)
+    assert torch.equal(again.fooled, first.fooled)
+    assert_honest(model, x, y, again)
+    assert torch.equal(again.prediction, model(again.x_adv).argmax(1))
+    assert again.forward_samples == ASKED_BEFORE + len(x) + len(x) + 2
+    assert again.backward_samples == 1
+
+
+def test_what_has_fallen_at_its_warm_start_holds_nothing_back_for_a_last_look():
+    model = linear(2)
+    x, y = amid(model)
+    first = measure(model, x, y, threat=SMALL, suite=["margin"])
+    assert first.fooled.sum() > 100
+    row = AttackConfig(name="margin", params={"steps": 1}, samples="nearest", share=1.0)
+    suite = Suite(name="near", attacks=(row,)).within(3.0)
+    again = measure(model, x, y, threat=SMALL, suite=suite, warm=first.nearest)
+    left = 3 * len(x) - ASKED_BEFORE - 2 * len(x)
+    assert again.backward_samples == left // 3  # there, the slope, and where it leads
+
+
+@pytest.mark.parametrize(("threat", "asks"), [(LINF, True), (L2, True), (L1, False)], ids=str)
+def test_no_slope_is_asked_for_at_the_inputs_where_descents_follow_another(hardened, threat, asks, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cell, "sloped", lambda *of: asked.append(of) or sloped(*of))
+    measure(hardened, *shown(20), threat=threat, suite=["margin"])
+    assert bool(asked) == asks
+
+
+def test_a_model_that_answers_and_cannot_be_followed_has_its_clean_accuracy_and_attacks_that_failed():
+    model = linear(2)
+    x, y = amid(model)
+
+    def only_asked(points):
+        if points.requires_grad:
+            raise RuntimeError("this layer knows no way back")
+        return points
+
+    found = measure(Through(model, before=only_asked), x, y, threat=SMALL, suite=["margin"])
+    assert found.clean_accuracy == 1.0
+    (problem,) = found.problems
+    assert "this layer knows no way back" in problem
 
 
 @pytest.mark.parametrize(("near", "least", "most"), [(None, 1.0, 1.2), (0.1, 4.0, 11.0)])
