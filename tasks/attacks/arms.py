@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tasks.attacks.geometry import TINY, ascend, farthest, per_sample, project, sample, to_hyperplane
-from tasks.attacks.search import ANY, At, Move, Search, margins, run_rows
+from tasks.attacks.rows import At, Move, run_rows
+from tasks.attacks.search import ANY, Search, margins
 from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
 

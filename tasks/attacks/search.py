@@ -1,10 +1,7 @@
-"""The engine's loop and its ledger: what is known of each sample while it is being attacked.
+"""The engine's ledger: what is known of each sample while it is being attacked.
 
 Shapes: N samples, R rows, C classes. A row is one attempt: a sample, a target class and a start.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -16,7 +13,6 @@ ANY = -1  # a target: whichever other class is nearest
 OPEN = -1  # an answer that has not been given
 CLOSE_CALL = 1e-6  # of the largest logit: a success by less may not survive another batch's rounding
 SLACK = 1e-5  # of the radius and of the box: what rounding to float32 may add
-CUT = 0.33  # of the rows go on after the cut
 WINDING = 0.7  # of a descent's gain: what the first step brings at least, where slopes hold as far as the radius
 DOUBT = 1 / 64  # of the largest logit: a margin below this is too small to be left to bfloat16
 
@@ -144,102 +140,6 @@ class Search:
             self.see(part, x_adv, logits, inside=inside, margin=margin)
             found.append(margin)
         return torch.cat(found)
-
-
-@dataclass(frozen=True)
-class At:
-    """Where the rows of a batch stand when they move."""
-
-    number: Tensor  # of each row, among all of the call, [B]
-    rows: Tensor  # the samples, [B]
-    delta: Tensor  # [B, ...]
-    grad: Tensor  # of the margin, [B, ...]
-    margin: Tensor  # to the row's target, [B]
-    step: Tensor  # how many steps the row has made, [B]
-
-
-Move = Callable[[At], Tensor]
-
-
-def run_rows(
-    search: Search,
-    rows: Tensor,
-    target: Tensor,
-    start: Tensor,
-    move: Move,
-    *,
-    steps: int,
-    inside: bool = True,
-    cut: int | None = None,
-    soft: float | None = None,
-    known: Tensor | None = None,
-    first: Tensor | None = None,
-) -> None:
-    """Move every row `steps` times. A row whose sample is fooled leaves at once and the next one takes its place.
-
-    rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations. `inside` promises that start and
-    move stay within the budget. After `cut` steps only the better rows go on: those whose margin is among the
-    smallest third of the margins met at that point. A row without a slope to follow goes straight to its last step.
-    The slope is the margin's, with `soft` that of soft_margins; `known` [R, ...] are those at the start, if they are.
-    `first` [R] is given the margins after one step, 0 where the sample fell.
-    """
-    begun, looks = torch.zeros_like(rows), torch.zeros_like(search.fooled[rows])
-    foretell, named = inside and not search.winding, bool((target != ANY).any())
-    if known is not None:
-        n, lead = torch.arange(len(rows), device=rows.device), margins(search.clean[rows], search.y[rows], target)
-        start, begun, looks = _stepped(search, move, At(n, rows, start, known, lead, begun), steps, foretell)
-    n, d, i, look = rows[:0], start[:0], begun[:0], looks[:0]  # the rows at work: numbers, where they are, steps made
-    halfway, following = search.x.new_zeros(0), 0
-    while True:
-        while len(n) < search.batch and following < len(rows):
-            more = torch.arange(following, min(following + search.batch - len(n), len(rows)), device=rows.device)
-            following = int(more[-1]) + 1
-            more = more[~search.fooled[rows[more]]]
-            n, d, i, look = (
-                torch.cat(part) for part in ((n, more), (d, start[more]), (i, begun[more]), (look, looks[more]))
-            )
-        if not len(n):
-            return
-        s, t = rows[n], target[n]
-        x_adv = moved(search.x[s], d, search.threat)
-        if look.any():  # these are foretold to fall: a pass forward may be all they take
-            search.look(s[look], x_adv[look], inside=inside)
-            if first is not None:
-                first[n[look & search.fooled[s]]] = 0.0
-            stands = (~search.fooled[s]).nonzero().flatten()
-            n, d, i, look = n[stands], d[stands], i[stands], torch.zeros_like(look[stands])
-            continue
-        moving = i < steps
-        if not moving.any():
-            search.look(s, x_adv, inside=inside)
-            n, d, i, look = n[:0], d[:0], i[:0], look[:0]
-            continue
-        logits = search.model(x_adv.requires_grad_())
-        margin = margins(logits.float(), search.y[s], t)
-        search.see(s, x_adv, logits, inside=inside, margin=None if named else margin)
-        if first is not None:
-            first[n[i == 1]] = margin.detach()[i == 1].clamp_min(0)
-        going = moving & ~search.fooled[s]
-        if cut is not None and bool((there := going & (i == cut)).any()):
-            halfway = torch.cat([halfway, margin.detach()[there]])
-            going &= ~there | (margin.detach() <= halfway.quantile(CUT))
-        keep = going.nonzero().flatten()
-        n, s, t, d, i, look = n[keep], s[keep], t[keep], d[keep], i[keep], look[keep]
-        if len(keep):
-            lead = margin[keep] if soft is None else soft_margins(logits[keep].float(), search.y[s], t, soft=soft)
-            grad = slope(lead.sum(), x_adv)[keep]
-            d, i, look = _stepped(search, move, At(n, s, d, grad, margin[keep].detach(), i), steps, foretell)
-
-
-def _stepped(search: Search, move: Move, at: At, steps: int, foretell: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the rows come to, how many steps they have made, and which fall if their first slope holds so far."""
-    level = ~at.grad.flatten(1).any(1)  # nothing leads on from here: the next step is the last
-    search.steps, search.level = search.steps + len(level), search.level + level.sum()
-    at = replace(at, step=at.step.masked_fill(level, steps - 1))
-    delta, fall = move(at), torch.zeros_like(level)
-    if foretell and bool((begun := (at.step == 0) & (steps > 1)).any()):
-        fall = begun & (at.margin + (at.grad * (delta - at.delta)).flatten(1).sum(1) < 0)
-    return delta, at.step + 1, fall
 
 
 def at_once(x: Tensor) -> int:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tasks.attacks import ATTACKS, AttackConfig, ThreatModel
-from tasks.attacks.search import ANY, Search, run_rows
+from tasks.attacks.rows import run_rows
+from tasks.attacks.search import ANY, Search
 from tasks.data import digits
 from tasks.defences import plain
 from tasks.metrics import measure
