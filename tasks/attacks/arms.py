@@ -18,6 +18,7 @@ from tasks.errors import WrongInput
 
 FIRST: dict[Norm, float] = {"l2": 10.0}  # the first step's size in eps, 1 elsewhere: so long a one ends at a far corner
 CAREFUL, LONG = 0.7, 15  # the first step's size in L-inf where so many follow: slopes may not hold as far as eps
+BOLD, LONGEST = 2.0, 40  # the same, if they were seen not to: at first from one side to the other
 WHOLE: tuple[Norm, ...] = ("linf", "unbounded")  # where the first step goes as far as it may
 LAST = 0.05  # of eps: the last step's size
 SHRUNK = 0.25  # of the steps: by then a ball that was larger at first has come down to eps
@@ -211,8 +212,9 @@ def _descend(
 def _climb(search: Search, start: Tensor, steps: int, *, wide: float) -> Move:
     """Down the margin's slope; the ball starts `wide` times as large and has soon shrunk to eps."""
     i = torch.arange(steps, dtype=search.x.dtype, device=search.x.device)
-    long = search.threat.norm == "linf" and steps >= LONG
-    done, first = i / max(steps - 1, 1), CAREFUL if long else FIRST.get(search.threat.norm, 1.0)
+    done, first = i / max(steps - 1, 1), FIRST.get(search.threat.norm, 1.0)
+    if search.threat.norm == "linf" and steps >= LONG:
+        first = BOLD if search.winding and steps >= LONGEST else CAREFUL
     falling, waved = first * (LAST / first) ** done, LAST + (first - LAST) * (1 + torch.cos(math.pi * done)) / 2
     shares = waved if search.threat.norm in WAVED else falling
     radii = search.threat.eps * (1 + (wide - 1) * (1 - i / max(SHRUNK * steps, 1)).clamp_min(0))

@@ -25,6 +25,7 @@ FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
+STEADY = 1.0  # where slopes wind, `again` is at least so much
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
 
@@ -211,11 +212,14 @@ class Engine:
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
-        """When the drawing ends. Where steps find no slope, limits of passes that are made for descents give way.
+        """When the drawing ends. Where slopes wind, it goes on for longer.
 
-        A norm's own gives way to a multiple of the suite's, any to the limit on the cell's whole where there is one.
+        Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a multiple of
+        the suite's, any to the limit on the cell's whole where there is one.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
+        if self.search.winding and end.again is not None:
+            end = end.model_copy(update={"again": max(end.again, STEADY)})
         if not self._level() and not self.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)

@@ -9,6 +9,8 @@ from tasks.attacks.arms import margin
 from tasks.attacks.config import ARMS
 from tasks.attacks.search import Search
 from tasks.metrics import measure
+from tasks.metrics.engine import Engine
+from tasks.metrics.isolation import Meter
 
 EPS = 0.2
 HOLDS, TURNS = 1.0, 0.6  # how far the slope leads, in eps
@@ -19,9 +21,11 @@ class Bent(nn.Module):
 
     def __init__(self, turn: float, least: float = 1.0) -> None:
         super().__init__()
-        self.turn, self.least, self.followed = 0.5 + turn * EPS, least, []
+        self.turn, self.least = 0.5 + turn * EPS, least
+        self.asked, self.followed = [], []
 
     def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(x.detach()[:1].flatten())
         self.followed.append(x.requires_grad)
         margin = self.least + (x.flatten(1) - self.turn).abs()
         return torch.cat([margin / 2, -margin / 2], dim=1)
@@ -112,3 +116,27 @@ def test_where_slopes_wind_spare_rows_are_drawn_at_once_and_in_place_of_their_na
     assert not found.fooled.any()  # so no late turn has called for the spare row
     assert met == drawn
     assert {attack.name for attack in found.attacks} == {"margin", "classes", "restarts"}
+
+
+@pytest.mark.parametrize(
+    ("straight", "steps", "moves"),
+    [(0.5, 40, (1.0, -2 * 0.025 ** (1 / 39))), (0.5, 20, (0.7, -0.609)), (0.9, 40, (0.7, -0.654))],
+)
+def test_where_slopes_wind_the_longest_descents_go_from_side_to_side_at_first(straight, steps, moves):
+    search = searched(TURNS, "linf")
+    search.straight = straight
+    search.model.asked.clear()
+    margin(search, torch.arange(20), steps=steps)
+    there = torch.cat(search.model.asked[:3])
+    assert (there.diff() / EPS).tolist() == pytest.approx(moves, abs=0.002)
+
+
+@pytest.mark.parametrize(
+    ("straight", "again", "expected"), [(None, 0.3, 0.3), (0.9, 0.3, 0.3), (0.5, 0.3, 1.0), (0.5, 2.0, 2.0)]
+)
+def test_where_slopes_wind_the_drawing_goes_on_for_as_long_again_at_least(straight, again, expected):
+    search = searched(TURNS, "linf")
+    search.straight = straight
+    suite = Suite(name="drawn", attacks=(AttackConfig(name="margin", samples="drawn"),), again=again)
+    engine = Engine(search, suite, Meter(search.model), seed=0, cell=0, begun=0)
+    assert engine._end().again == expected
