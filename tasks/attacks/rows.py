@@ -57,8 +57,7 @@ def run_rows(
     if known is not None:
         lead = margins(search.clean[rows], search.y[rows], target)
         everyone = _stepped(search, move, At(number, rows, start, known, lead, everyone.step), steps, foretell)
-    work, following, halfway = everyone[number[:0]], 0, search.x.new_zeros(0)
-    named = bool((target != ANY).any())
+    work, following, halfway, named = everyone[number[:0]], 0, search.x.new_zeros(0), bool((target != ANY).any())
     while True:
         while len(work) < search.batch and following < len(rows):
             more = number[following : following + search.batch - len(work)]
