@@ -91,11 +91,12 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
 
     name: str = Field(description="a name from the table, or 'package.module:function'")
     params: dict[str, float | int | str | bool] = Field(default_factory=dict, description="e.g. {steps: 100}")
-    samples: Literal["all", "nearest", "drawn", "spare"] = Field(
+    samples: Literal["all", "nearest", "drawn", "spare", "winding"] = Field(
         "all",
         description="all: every sample that stands, once; nearest: those of them that are nearest to falling, once; "
         "drawn: a few at a time, the nearest to falling first, taking turns with its neighbours in the table by what "
-        "each earns per pass; spare: as drawn, once late turns gain, or from the first where slopes wind",
+        "each earns per pass; spare: as drawn, once late turns gain; winding: as drawn, where slopes wind, in place of "
+        "those of its neighbours that follow slopes",
     )
     share: float = Field(
         0.06,
@@ -126,7 +127,7 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
     @property
     def in_turns(self) -> bool:
         """Whether it takes turns with its neighbours in the table."""
-        return self.samples in ("drawn", "spare")
+        return self.samples in ("drawn", "spare", "winding")
 
     def function(self) -> Attack:
         """The attack with its parameters bound.

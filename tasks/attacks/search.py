@@ -34,11 +34,12 @@ class Search:
         clean: Tensor | None = None,
         slopes: Tensor | None = None,
         exact: nn.Module | None = None,
+        straight: float | None = None,
     ) -> None:
         """x [N, ...] within the bounds, y [N], clean: the logits [N, C] of x, asked for here where not given.
 
         slopes: of the margins at x, [N, ...], where they are known. Where the model computes coarsely, `exact` judges
-        what is close.
+        what is close. straight: of what a first descent gained, what its first step brought, where one has been made.
         """
         self.model, self.x, self.y, self.threat, self.rng = model, x, y, threat, rng
         self.exact, self.slopes = exact, slopes
@@ -50,7 +51,7 @@ class Search:
         self.nearest = x.clone()
         self.broken = False  # met logits that are not finite
         self.steps, self.level = 0, torch.zeros((), dtype=torch.long, device=x.device)  # made by rows; without a slope
-        self.straight: float | None = None  # of what the first descent gained, what its first step brought
+        self.straight = straight
         self.tries: dict[str, Tensor] = {}  # how often each arm has tried each sample, [N]
         self.clean = (self._logits(model, x) if clean is None else clean).float()  # [N, C] at x
         self.logits = self.clean.clone()  # [N, C] at nearest

@@ -25,6 +25,10 @@ def _spare(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
     return AttackConfig(name=name, params=params, samples="spare", **how)
 
 
+def _winding(name: str, params: dict[str, Any], **how: Any) -> AttackConfig:
+    return AttackConfig(name=name, params=params, samples="winding", near=0.15, growth=1.0, **how)
+
+
 SPARSE: tuple[Norm, ...] = ("l0", "l0-pixels")
 LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are in the way
 BOX: tuple[Norm, ...] = ("linf", "unbounded")  # each feature goes as far as it may
@@ -35,6 +39,7 @@ QUICK = 40.0  # passes a sample, at most, with all that is asked before and afte
 EVEN = {"share": 0.1, "near": 0.07, "growth": 1.0, "fewest": 32}
 BRIEF = {"near": 0.15, "growth": 1.0}  # of the suite "quick", in L2 too
 VARIED = ("toward", "borrowed", "noise", "thinned")
+MIXED = "thinned borrowed stripes noise"
 # Of the suite "warm": how a turn's samples are chosen, the nearest one or more of them, or the same few each time.
 SHARP = {"share": 0.002, "near": 0.005, "fewest": 1}
 BROAD = {"share": 0.04, "near": 0.05, "fewest": 4}
@@ -62,6 +67,9 @@ SUITES: dict[str, Suite] = {
             _drawn("square", {"queries": 100, "burst": 50, "horizon": 100}, share=0.02),
             _spare("classes", {"steps": 20, "cut": 4, "pairs": 0.5}, share=1.0, norms=FLAT),
             _spare("restarts", {"starts": "nearest", "steps": 20}, share=0.06, norms=FLAT),
+            _winding("classes", {"steps": 20, "cut": 4, "pairs": 0.5}, share=1.0, norms=BOX),
+            _winding("restarts", {"starts": "nearest", "steps": 20, "cut": 8}, share=0.1, norms=BOX),
+            _winding("restarts", {"starts": "noise", "steps": 20, "cut": 8}, share=0.1, norms=BOX),
             _nearest("restarts", {"starts": "nearest blocks noise", "steps": 20}, share=0.02, fewest=4, norms=BOX),
         ),
         again=0.25,
@@ -104,6 +112,8 @@ SUITES: dict[str, Suite] = {
             _spare("apgd-ce", {"steps": 100}, share=0.05, norms=FLAT),
             _spare("restarts", {"starts": "noise", "steps": 100}, share=0.05, norms=BOX),
             _spare("margin", {"steps": 100}, share=0.04, norms=FLAT),
+            _winding("restarts", {"starts": "thinned noise", "steps": 20, "cut": 8}, share=0.1, norms=BOX),
+            _winding("restarts", {"starts": MIXED, "steps": 40, "cut": 14}, share=0.1, norms=BOX),
         ),
         again=0.5,
         passes=600,

@@ -45,6 +45,7 @@ class Cell:
     forward_samples: int
     backward_samples: int
     seconds: float
+    straight: float | None = None  # of what the first descent gained, what its first step brought
 
     def entry(self) -> Entry | None:
         """The cell as it is stored, without the attacks' rows, which the suite knows; None if anything went wrong."""
@@ -89,8 +90,8 @@ def attack_cell(
     broken, correct = int((~clean.isfinite()).any(1).sum()), prediction == y
     problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
     rng, exact = generator(x.device, seed, number), meter if coarse or meter.draws > 1 else None
-    known = {"clean": clean, "slopes": slopes}
-    search = Search(Coarse(meter) if coarse else meter, x, y, threat=threat, rng=rng, exact=exact, **known)
+    searched = Coarse(meter) if coarse else meter
+    search = Search(searched, x, y, threat=threat, rng=rng, clean=clean, slopes=slopes, exact=exact)
     search.fooled = ~correct
     if warm is not None:
         _begin_at(warm, search, meter)
@@ -118,6 +119,7 @@ def attack_cell(
         meter.forward_samples - forward,
         meter.backward_samples - backward,
         time.perf_counter() - started,
+        search.straight,
     )
 
 

@@ -25,7 +25,7 @@ FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
-STEADY = 1.0  # where slopes wind, `again` is at least so much
+LEAST, MOST = 300.0, 600.0  # effort where slopes wind; AutoAttack takes some 10,000 passes per sample that stands
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
 
@@ -97,6 +97,7 @@ class Engine:
         Ends when each has had one and a further `again` times the effort up to the last flip has brought no other, so
         a model on which late turns still succeed is tried for longer; or at a limit. Effort is passes per sample that
         stands. The spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
+        Where slopes wind, successes are far apart: it goes on for as long again, within limits of its own.
         """
         effort = last_flip = 0.0
         begun, stood, late = self._spent(), len(self.search.standing()), 0
@@ -108,8 +109,11 @@ class Engine:
             most = end.reached((self._spent() - begun) / len(self.search.x), effort) or self._left() <= 0
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t in first)]
-            again = math.inf if end.again is None else end.again * last_flip
-            if not open_ or most or (not due and effort - last_flip >= again):
+            if self._wound(group):
+                enough = effort >= min(max(2 * last_flip, LEAST), MOST)
+            else:
+                enough = end.again is not None and effort - last_flip >= end.again * last_flip
+            if not open_ or most or (not due and enough):
                 self.capped |= most
                 break
             able = [t for t in open_ if t in first] if any(t in first for t in due) else open_
@@ -127,13 +131,18 @@ class Engine:
     def _parted(self, group: list[Tally]) -> tuple[list[Tally], list[Tally]]:
         """Which have a turn each, and which are spare.
 
-        Where slopes wind, the spare ones, which are longer, take the place of drawn ones of the same name.
+        Where slopes wind, those that are made for that, and those that follow none: slopes may as well be false.
         """
-        spare = [t for t in group if t.config.samples == "spare"]
-        drawn = [t for t in group if t.config.samples == "drawn"]
-        if not self.search.winding:
+        drawn, spare, winding = (
+            [t for t in group if t.config.samples == samples] for samples in ("drawn", "spare", "winding")
+        )
+        if not self._wound(group):
             return drawn, spare
-        return [t for t in drawn if t.config.name not in {s.config.name for s in spare}] + spare, []
+        return winding + [t for t in drawn if "queries" in t.config.resolved()["params"]], []
+
+    def _wound(self, group: list[Tally]) -> bool:
+        """Whether slopes wind, and some of the group are made for that."""
+        return self.search.winding and not self.lent and any(t.config.samples == "winding" for t in group)
 
     def _turn(self, tally: Tally) -> int:
         """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""
@@ -165,8 +174,10 @@ class Engine:
         before, passes, started = search.fooled.clone(), self._passes(), time.perf_counter()
         tally.rng = tally.rng or generator(rows.device, self.seed, config.resolved(), search.threat.digest, self.cell)
         search.rng, arm = tally.rng, config.arm()
-        # A model that calls for the spare ones has slopes that bfloat16 cannot follow to the end.
-        search.model = search.exact if search.exact is not None and config.samples == "spare" else self.searched
+        # A model that calls for these has slopes that bfloat16 cannot follow to the end.
+        search.model = (
+            search.exact if search.exact is not None and config.samples in ("spare", "winding") else self.searched
+        )
         if self.tell is not None:
             self.tell(config.name, int((~search.fooled).sum()))
         try:
@@ -212,14 +223,12 @@ class Engine:
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
-        """When the drawing ends. Where slopes wind, it goes on for longer.
+        """When the drawing ends.
 
         Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a multiple of
         the suite's, any to the limit on the cell's whole where there is one.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
-        if self.search.winding and end.again is not None:
-            end = end.model_copy(update={"again": max(end.again, STEADY)})
         if not self._level() and not self.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)

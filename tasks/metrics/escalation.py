@@ -117,7 +117,7 @@ def _answered(
     probe = _probe(meter, view, x, y, outcomes, _lowered(curve, outcomes))
     again = {sign.name: sign for sign in questions.ask(probe, only=set(fired) - {BLACK_BOX})}
     random = {name for name, sign in again.items() if name == "unfinished optimisation" and sign.state != "alarm"}
-    for name in fired.keys() & ({"late flips"} | random):
+    for name in fired.keys() & ({"late flips", "cut short"} | random):
         again[name] = questions.settled(probe)
     late = next((a.fooled for a in probe.outcomes.attacks if a.name == WITHOUT_GRADIENTS), None)
     if BLACK_BOX in fired or (late is not None and late.sum() > MANY * probe.outcomes.clean_correct.sum()):
@@ -178,7 +178,7 @@ def _escalated(
     prediction, nearest, margin = outcomes.prediction.clone(), outcomes.nearest.clone(), outcomes.margin.clone()
     for number, rows in enumerate(standing.split(BLOCK) if len(standing) else ()):
         rng = generator(x.device, outcomes.seed, "escalation", name, number)
-        search = Search(view, x[rows], y[rows], threat=outcomes.threat, rng=rng)
+        search = Search(view, x[rows], y[rows], threat=outcomes.threat, rng=rng, straight=outcomes.straight)
         search.look(search.standing(), outcomes.nearest.to(x)[rows][search.standing()], inside=True)
         try:
             if len(known := search.standing()):

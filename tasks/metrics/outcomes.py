@@ -56,6 +56,7 @@ class Outcomes:
     late: Tensor | None = None  # bool [N]: fell in the last quarter of the effort
     dropped: Tensor | None = None  # bool [N]: the search fooled it, the judge did not agree
     capped: bool = False  # the suite's cap on passes ended the search
+    straight: float | None = None  # of what a first descent gained, what its first step brought; of any cell the least
     forward_samples: int = 0
     backward_samples: int = 0
     seconds: float = 0.0
@@ -232,6 +233,7 @@ def _joined(
         late=whole("late"),
         dropped=whole("dropped"),
         capped=any(cell.capped for cell in cells),
+        straight=min((cell.straight for cell in cells if cell.straight is not None), default=None),
         problems=tuple(problems),
         forward_samples=begun[0] + sum(cell.forward_samples for cell in cells),
         backward_samples=begun[1] + sum(cell.backward_samples for cell in cells),

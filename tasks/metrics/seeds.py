@@ -39,6 +39,7 @@ def merged(outcomes: Sequence[Outcomes]) -> Outcomes:
         late=None if any(found.late is None for found in outcomes) else of_taken("late"),
         dropped=None if any(found.dropped is None for found in outcomes) else of_taken("dropped"),
         capped=any(found.capped for found in outcomes),
+        straight=min((found.straight for found in outcomes if found.straight is not None), default=None),
         forward_samples=sum(found.forward_samples for found in outcomes),
         backward_samples=sum(found.backward_samples for found in outcomes),
         seconds=sum(found.seconds for found in outcomes),

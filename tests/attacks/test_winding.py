@@ -8,9 +8,11 @@ from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.attacks.arms import margin
 from tasks.attacks.config import ARMS
 from tasks.attacks.search import Search
-from tasks.metrics import measure
+from tasks.metrics import measure, merged
+from tasks.metrics.cell import BLOCK
 from tasks.metrics.engine import Engine
 from tasks.metrics.isolation import Meter
+from tasks.metrics.store import CellStore
 
 EPS = 0.2
 HOLDS, TURNS = 1.0, 0.6  # how far the slope leads, in eps
@@ -96,26 +98,106 @@ def test_nothing_is_told_where_a_descent_gains_nothing():
     assert search.straight is None
 
 
-@pytest.mark.parametrize(("turn", "drawn"), [(HOLDS, {4}), (TURNS, {9})])
-def test_where_slopes_wind_spare_rows_are_drawn_at_once_and_in_place_of_their_namesakes(turn, drawn, monkeypatch):
-    met, restarts = set(), ARMS["restarts"]
+ROWS = (
+    AttackConfig(name="margin", params={"steps": 6}),
+    AttackConfig(name="classes", params={"steps": 4}, samples="drawn"),
+    AttackConfig(name="restarts", params={"steps": 5}, samples="drawn"),
+    AttackConfig(name="square", params={"queries": 10, "burst": 10}, samples="drawn"),
+    AttackConfig(name="restarts", params={"steps": 7}, samples="spare"),
+    AttackConfig(name="restarts", params={"steps": 9}, samples="winding"),
+)
 
-    def noted(search, rows, *, steps):
-        met.add(steps)
-        restarts(search, rows, starts="noise", steps=steps)
 
-    monkeypatch.setitem(ARMS, "restarts", noted)
-    rows = (
-        AttackConfig(name="margin", params={"steps": 6}),
-        AttackConfig(name="classes", params={"steps": 4}, samples="drawn"),
-        AttackConfig(name="restarts", params={"steps": 4}, samples="drawn"),
-        AttackConfig(name="restarts", params={"steps": 9}, samples="spare"),
-    )
-    suite = Suite(name="two lengths", attacks=rows)
-    found = measure(Bent(turn), *amid(20), threat=ThreatModel(eps=EPS), suite=suite)
+@pytest.mark.parametrize(("turn", "drawn"), [(HOLDS, {4, 5}), (TURNS, {9})])
+def test_where_slopes_wind_the_rows_made_for_that_take_the_place_of_those_that_follow_slopes(turn, drawn, monkeypatch):
+    met = set()
+    for name in ("classes", "restarts"):
+
+        def noted(search, rows, *, steps, arm=ARMS[name], how={"starts": "noise"} if name == "restarts" else {}):
+            met.add(steps)
+            arm(search, rows, steps=steps, **how)
+
+        monkeypatch.setitem(ARMS, name, noted)
+    found = measure(Bent(turn), *amid(20), threat=ThreatModel(eps=EPS), suite=Suite(name="lengths", attacks=ROWS))
     assert not found.fooled.any()  # so no late turn has called for the spare row
     assert met == drawn
-    assert {attack.name for attack in found.attacks} == {"margin", "classes", "restarts"}
+    assert {attack.name for attack in found.attacks} == {"margin", "classes", "restarts", "square"}
+    (scores,) = [attack for attack in found.attacks if attack.name == "square"]
+    assert scores.tried.any()  # slopes may as well be false
+
+
+def engine_of(search: Search, **how) -> Engine:
+    suite = Suite(name="lengths", attacks=ROWS, **how)
+    return Engine(search, suite, Meter(search.model), seed=0, cell=0, begun=0)
+
+
+def test_a_suite_without_such_rows_and_a_model_whose_slopes_are_lent_are_searched_as_ever():
+    search = searched(TURNS, "linf")
+    search.straight = 0.5
+    engine = engine_of(search)
+    *rest, winding = engine.tallies[1:]
+    assert engine._parted(engine.tallies[1:]) == ([winding, rest[2]], [])
+    assert engine._parted(rest) == (rest[:3], rest[3:])
+    engine.lent = True
+    assert engine._parted(engine.tallies[1:]) == (rest[:3], rest[3:])
+
+
+@pytest.mark.parametrize(("until", "ends"), [(0, 300), (200, 400), (450, 600), (1000, 600)])
+def test_where_slopes_wind_the_drawing_goes_on_for_as_long_again_between_its_limits(until, ends, monkeypatch):
+    """Effort is passes per sample that stands: a twentieth of the samples in a turn, 50 passes each, is 2.5."""
+    spent = 0.0
+
+    def arm(search, rows, **_):
+        nonlocal spent
+        for _ in range(50):
+            search.look(rows, search.x[rows])
+        search.fooled[rows[0]] |= spent < until  # one at each turn, as long as it lasts
+        spent += 50 * len(rows) / float((~search.fooled).sum())
+
+    monkeypatch.setitem(ARMS, "restarts", arm)
+    meter, rng = Meter(Bent(TURNS)), torch.Generator().manual_seed(0)
+    search = Search(meter, *amid(2000), threat=ThreatModel(eps=EPS), rng=rng, straight=0.5)
+    row = ROWS[-1].model_copy(update={"share": 0.05, "growth": 1.0})
+    engine = Engine(search, Suite(name="w", attacks=(row,), again=0.1), meter, seed=0, cell=0, begun=0)
+    engine.run()
+    assert spent == pytest.approx(ends, abs=6)
+    assert not engine.capped  # it has ended by itself
+
+
+def test_rows_made_for_winding_slopes_follow_them_in_full_precision(monkeypatch):
+    search, met = searched(TURNS, "linf"), []
+    search.straight, search.exact = 0.5, Bent(TURNS)
+    monkeypatch.setitem(ARMS, "restarts", lambda search, rows, **_: met.append(search.model))
+    engine_of(search, passes=1).run()
+    assert met
+    assert all(model is search.exact for model in met)
+
+
+class Mixed(nn.Module):
+    """As one bent model or another, by the second feature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.far, self.near = Bent(HOLDS), Bent(TURNS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x[:, 1:] > 0.5, self.far(x[:, :1]), self.near(x[:, :1]))
+
+
+def test_the_outcome_keeps_the_least_that_any_cell_was_told_and_so_does_the_store(tmp_path):
+    x = torch.full((2 * BLOCK, 2), 0.5)
+    x[:BLOCK, 1] = 0.9
+    y, threat = torch.zeros(len(x), dtype=torch.long), ThreatModel(eps=EPS, mask=(True, False))
+    for asked in ("model", "store"):
+        found = measure(Mixed(), x, y, threat=threat, suite=["margin"], store=CellStore(tmp_path))
+        assert found.straight == pytest.approx(1 / 3, abs=0.05), asked
+    first = measure(Mixed(), x[:BLOCK], y[:BLOCK], threat=threat, suite=["margin"])
+    assert first.straight == pytest.approx(1.0, abs=0.05)
+    last = measure(Mixed(), x[BLOCK:], y[BLOCK:], threat=threat, suite=["margin"])
+    assert merged([first, last]).straight == merged([last, first]).straight == last.straight
+    nothing = measure(Mixed(), x, y, threat=threat, suite=["noise"])
+    assert nothing.straight is None
+    assert merged([nothing, nothing]).straight is None
 
 
 @pytest.mark.parametrize(
@@ -129,14 +211,3 @@ def test_where_slopes_wind_the_longest_descents_go_from_side_to_side_at_first(st
     margin(search, torch.arange(20), steps=steps)
     there = torch.cat(search.model.asked[:3])
     assert (there.diff() / EPS).tolist() == pytest.approx(moves, abs=0.002)
-
-
-@pytest.mark.parametrize(
-    ("straight", "again", "expected"), [(None, 0.3, 0.3), (0.9, 0.3, 0.3), (0.5, 0.3, 1.0), (0.5, 2.0, 2.0)]
-)
-def test_where_slopes_wind_the_drawing_goes_on_for_as_long_again_at_least(straight, again, expected):
-    search = searched(TURNS, "linf")
-    search.straight = straight
-    suite = Suite(name="drawn", attacks=(AttackConfig(name="margin", samples="drawn"),), again=again)
-    engine = Engine(search, suite, Meter(search.model), seed=0, cell=0, begun=0)
-    assert engine._end().again == expected

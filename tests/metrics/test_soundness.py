@@ -236,6 +236,41 @@ def test_a_search_that_its_cap_cut_short_shows_late_flips(planted, images):
     assert "cap" in sign.says
 
 
+@pytest.mark.parametrize(
+    ("straight", "capped", "state"),
+    [(0.6, True, "alarm"), (0.6, False, "ok"), (0.8, True, "ok"), (None, True, "not applicable")],
+)
+def test_a_limit_that_ends_a_search_along_winding_slopes_is_an_alarm(planted, images, straight, capped, state):
+    x, y = images
+    model = planted["plain MLP"].model
+    outcomes = measure(model, x, y, threat=THREAT, suite="quick")
+    _, _, soundness = examine(model, x, y, outcomes=replace(outcomes, straight=straight, capped=capped))
+    sign = next(sign for sign in soundness.signs if sign.name == "cut short")
+    assert sign.first == state
+    assert (sign.figure, sign.threshold) == ((None, None) if straight is None else (1 - straight, pytest.approx(0.3)))
+    assert ("no cap" in sign.says) == (straight is not None and not capped)
+
+
+def test_a_search_cut_short_is_answered_by_a_longer_one_that_knows_how_slopes_wind(planted, images, monkeypatch):
+    x, y = images
+    model, told = planted["plain MLP"].model, []
+
+    class Told(Search):
+        def __init__(self, *args, **how):
+            told.append(how["straight"])
+            super().__init__(*args, **how)
+
+    monkeypatch.setattr("tasks.metrics.escalation.Search", Told)
+    outcomes = replace(measure(model, x, y, threat=THREAT, suite="quick"), straight=0.6, capped=True)
+    after, _, soundness = examine(model, x, y, outcomes=outcomes)
+    sign = next(sign for sign in soundness.signs if sign.name == "cut short")
+    assert soundness.steps
+    assert set(told) == {0.6}
+    assert (sign.first, sign.state) == ("alarm", "ok")
+    assert "another 40 steps" in sign.answer.lower()
+    assert after.robust_accuracy <= outcomes.robust_accuracy
+
+
 def test_a_curve_that_misses_its_headline_is_an_alarm(planted, images):
     x, y = images
     model = planted["plain MLP"].model

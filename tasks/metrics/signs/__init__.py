@@ -10,6 +10,7 @@ import torch
 
 from tasks.metrics.signs.failing import (
     convergence,
+    cut_short,
     falling_curve,
     late_flips,
     no_gradients,
@@ -41,6 +42,7 @@ QUESTIONS: dict[str, Question] = {  # in the order in which people read them; a 
     "transfer beats the attack": transfer_failure,
     "unfinished optimisation / more steps help": convergence,
     "late flips": late_flips,
+    "cut short": cut_short,
     "the curve does not fall": falling_curve,
     "labels do not fit": labels,
     "answers depend on the batch": company,
@@ -69,5 +71,5 @@ def ask(probe: Probe, only: Container[str] | None = None) -> tuple[Sign, ...]:
 
 
 def settled(probe: Probe) -> Sign:
-    """Whether the search has come to its end, now that it was made longer: the answer to late flips."""
+    """Whether the search has come to its end, now that it was made longer: the answer to late flips and cut short."""
     return convergence(probe)[1]

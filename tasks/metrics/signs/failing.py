@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from tasks.attacks import arms
-from tasks.attacks.search import margins, slope
+from tasks.attacks.search import WINDING, margins, slope
 from tasks.metrics.curve import NAME as CURVE
 from tasks.metrics.signs.probe import LEAST, Probe, counted, moot, raised, tied
 from tasks.metrics.soundness import Sign
@@ -115,6 +115,17 @@ def late_flips(probe: Probe) -> Sign:
     says = f"{{hits}} of {{tried}} samples fell in the last quarter of the search or after it; {ended}"
     hits = (late & found.clean_correct).nonzero().flatten()
     return counted("late flips", "convergence", hits, max(int(found.clean_correct.sum()), 1), 0.03, says)
+
+
+def cut_short(probe: Probe) -> Sign:
+    """Did a limit on passes end the search where slopes do not hold as far as the radius? From the ledger."""
+    name, straight, most = "cut short", probe.outcomes.straight, 1 - WINDING
+    if straight is None:
+        return moot(name, "convergence", "no descent has told how far slopes hold")
+    ended = "the cap on passes ended" if probe.outcomes.capped else "no cap on passes ended"
+    says = f"{1 - straight:.0%} of what a first descent gained came after its first step, and {ended} the search"
+    alarm = straight < WINDING and probe.outcomes.capped
+    return raised(name, "convergence", alarm, 1 - straight, most, torch.zeros(0), says)
 
 
 def falling_curve(probe: Probe) -> Sign:
