@@ -25,7 +25,8 @@ FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
-LEAST, MOST = 300.0, 600.0  # effort where slopes wind; AutoAttack takes some 10,000 passes per sample that stands
+# Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
+LEAST, MOST, FEW = 300.0, 600.0, 50.0
 DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
 
 
@@ -106,11 +107,12 @@ class Engine:
         falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
             end, open_ = self._end(), [t for t in group if t.error is None and not t.spent]
-            most = end.reached((self._spent() - begun) / len(self.search.x), effort) or self._left() <= 0
+            passes = (self._spent() - begun) / len(self.search.x)
+            most = end.reached(passes, effort) or self._left() <= 0
             spares = late >= LATE * stood
             due = [t for t in open_ if t.turns is None and (spares or t in first)]
             if self._wound(group):
-                enough = effort >= min(max(2 * last_flip, LEAST), MOST)
+                enough = effort >= min(max(2 * last_flip, LEAST), MOST) and passes >= FEW
             else:
                 enough = end.again is not None and effort - last_flip >= end.again * last_flip
             if not open_ or most or (not due and enough):

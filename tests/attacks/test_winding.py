@@ -164,6 +164,15 @@ def test_where_slopes_wind_the_drawing_goes_on_for_as_long_again_between_its_lim
     assert not engine.capped  # it has ended by itself
 
 
+def test_where_slopes_wind_and_few_stand_each_of_them_is_tried_for_longer(monkeypatch):
+    meter, x, y = Meter(Bent(TURNS)), *amid(200)
+    search = Search(meter, x, y, threat=ThreatModel(eps=EPS), rng=torch.Generator().manual_seed(0), straight=0.5)
+    search.fooled[:190] = True
+    monkeypatch.setitem(ARMS, "restarts", lambda search, rows, **_: search.look(rows, search.x[rows]))
+    Engine(search, Suite(name="w", attacks=ROWS[-1:]), meter, seed=0, cell=0, begun=0).run()
+    assert meter.passes / 200 == pytest.approx(50, abs=1)  # where ten of 200 stand, an effort of 300 would be 15
+
+
 def test_rows_made_for_winding_slopes_follow_them_in_full_precision(monkeypatch):
     search, met = searched(TURNS, "linf"), []
     search.straight, search.exact = 0.5, Bent(TURNS)
