@@ -119,7 +119,7 @@ SUITES: dict[str, Suite] = {
         passes=600,
         ends={
             **{norm: End(again=0.3, passes=600) for norm in BOX},
-            "l2": End(again=0.5, passes=60),
+            "l2": End(again=2, passes=150),
             "l1": End(again=5, passes=70),
         },
     ),
