@@ -197,9 +197,11 @@ def test_the_outcome_keeps_the_least_that_any_cell_was_told_and_so_does_the_stor
     x = torch.full((2 * BLOCK, 2), 0.5)
     x[:BLOCK, 1] = 0.9
     y, threat = torch.zeros(len(x), dtype=torch.long), ThreatModel(eps=EPS, mask=(True, False))
-    for asked in ("model", "store"):
-        found = measure(Mixed(), x, y, threat=threat, suite=["margin"], store=CellStore(tmp_path))
-        assert found.straight == pytest.approx(1 / 3, abs=0.05), asked
+    for stored in (False, True):
+        model = Mixed()
+        found = measure(model, x, y, threat=threat, suite=["margin"], store=CellStore(tmp_path), weights="w")
+        assert found.straight == pytest.approx(1 / 3, abs=0.05)
+        assert any(model.near.followed) != stored  # the second time nobody follows its slopes
     first = measure(Mixed(), x[:BLOCK], y[:BLOCK], threat=threat, suite=["margin"])
     assert first.straight == pytest.approx(1.0, abs=0.05)
     last = measure(Mixed(), x[BLOCK:], y[BLOCK:], threat=threat, suite=["margin"])
