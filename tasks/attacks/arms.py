@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tasks.attacks.geometry import TINY, ascend, farthest, per_sample, project, sample, to_hyperplane
 from tasks.attacks.rows import At, Move, run_rows
-from tasks.attacks.search import ANY, Search, margins
+from tasks.attacks.search import ANY, Search, margins, slope
 from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
 
@@ -33,7 +33,9 @@ FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when
 SOFT: dict[Norm, float] = {"l1": 16.0}  # how sharply the highest of the other logits counts, where it pays
 REMEMBERED = 0.3  # L1: of a feature's worth, what it was when the feature was last changed further
 BEHIND = 0.2  # L1: how far a row looks at the model behind where it has come to, of its last step
+REACH = 0.45  # of the clean margin: what the slopes may leave of it, and a class is tried
 STARTS = ("nearest", "thinned", "toward", "borrowed", "blocks", "stripes", "noise")
+ROOM = 2**27  # numbers that the perturbations of one descent may hold: half a GiB
 KEPT = 0.5  # of what the nearest point changes, in a start that is thinned
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
 
@@ -48,9 +50,10 @@ def margin(search: Search, rows: Tensor, *, steps: int = 8, cut: int = 0) -> Non
     """
     target, start = torch.full_like(rows, ANY), torch.zeros_like(search.x[rows])
     first = torch.full_like(search.margin[rows], float("nan"))
+    fresh = bool((search.margin[rows] == margins(search.clean[rows], search.y[rows])).all())  # no warm start
     known = None if search.slopes is None else search.slopes[rows]
     _descend(search, rows, target, start, steps=steps, cut=cut, known=known, first=first)
-    if search.straight is None and search.threat.norm in WHOLE:
+    if fresh and search.straight is None and search.threat.norm in WHOLE:
         search.straight = _straight(search, rows, first)
 
 
@@ -62,22 +65,85 @@ def _straight(search: Search, rows: Tensor, first: Tensor) -> float | None:
     return float((clean - first).sum()) / gained if gained > TINY else None
 
 
-def classes(search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pairs: float = 0.0) -> None:
+def classes(
+    search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pairs: float = 0.0, slopes: int = 0
+) -> None:
     """Aim from the clean input at every other class.
 
     With pairs > 0 each visit tries only so many pairs of sample and class per sample: the most promising of those
     that are left, whose margin is small on the clean input and at the nearest point taken together. `cut` as in
-    margin, of the pairs.
+    margin, of the pairs. With slopes > 0 it looks closer at so many of a sample's most promising classes: their slopes
+    on the clean input tell what is left of the margin at the far end of the budget, as in FAB and DeepFool, and where
+    that is too much the class is not tried. Not where slopes wind.
     """
-    samples, targets = _pairs(search, rows, 0)
-    left = (~search.aimed[samples, targets]).nonzero().flatten()
-    samples, targets = samples[left], targets[left]
-    promise = sum(margins(logits[samples], search.y[samples], targets) for logits in (search.logits, search.clean))
-    assert isinstance(promise, Tensor)
+    closer = slopes > 0 and not search.winding
+    samples, targets, promise = _within_reach(search, rows, slopes) if closer else _promising(search, rows)
     best = promise.argsort(stable=True)[: math.ceil(pairs * len(rows)) or None]
-    samples, targets = samples[best], targets[best]
-    search.aimed[samples, targets] = True
-    _descend(search, samples, targets, torch.zeros_like(search.x[samples]), steps=steps, cut=cut)
+    for part in best.split(max(search.batch, ROOM // search.x[0].numel())):
+        rows, target = samples[part], targets[part]
+        search.aimed[rows, target] = True
+        _descend(search, rows, target, torch.zeros_like(search.x[rows]), steps=steps, cut=cut)
+
+
+def _promising(search: Search, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of sample and class that have not been tried, [P] and [P], and how little they promise, [P]."""
+    own = search.y[rows].unsqueeze(1)
+    near, clean = (logits[rows].gather(1, own) - logits[rows] for logits in (search.logits, search.clean))
+    ranked = _ranked(search, rows)
+    promise, left = (near + clean).gather(1, ranked).T, ~search.aimed[rows].gather(1, ranked).T
+    return rows.expand_as(left)[left], ranked.T[left], promise[left]
+
+
+def _within_reach(search: Search, rows: Tensor, slopes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As _promising(), of pairs within reach alone, and by what the slopes leave of their margins.
+
+    Where none is left, the slopes of so many more of each sample's classes are asked for.
+    """
+    found = _foretold(search, rows)
+    if len(found[0]):
+        return found
+    if search.slopes is not None:
+        rival = search.clean[rows].scatter(1, search.y[rows].unsqueeze(1), float("-inf")).argmax(1)
+        _foretell(search, rows, rival, search.slopes[rows])
+    _ask(search, rows, slopes)
+    return _foretold(search, rows)
+
+
+def _foretold(search: Search, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    samples, targets, _ = _promising(search, rows)
+    left, clean = search.foretold[samples, targets], _clean(search, samples, targets)
+    near = (left <= REACH * clean).nonzero().flatten()  # not of a pair whose slopes nobody has asked for, which is nan
+    return samples[near], targets[near], left[near]
+
+
+def _ask(search: Search, rows: Tensor, slopes: int) -> None:
+    """Foretell the margins to so many classes a sample: of the pairs that are not known, the most promising ones."""
+    samples, targets, promise = _promising(search, rows)
+    fresh = search.foretold[samples, targets].isnan().nonzero().flatten()
+    best = fresh[promise[fresh].argsort(stable=True)[: slopes * len(rows)]]
+    asked = torch.zeros_like(search.aimed)
+    asked[samples[best], targets[best]] = True
+    counts = asked.sum(1)
+    for count in counts[counts > 0].unique().tolist():  # once through the model, and back once for each class
+        group = (counts == count).nonzero().flatten()
+        chosen = asked[group].nonzero()[:, 1].view(-1, count)
+        for part, named in zip(group.split(search.batch), chosen.split(search.batch), strict=True):
+            points = search.x[part].clone().requires_grad_()
+            logits = search.model(points).float()
+            for k in range(count):
+                lead = margins(logits, search.y[part], named[:, k])
+                _foretell(search, part, named[:, k], slope(lead.sum(), points, again=k < count - 1))
+
+
+def _foretell(search: Search, rows: Tensor, target: Tensor, grad: Tensor) -> None:
+    """Note what slopes [R, ...] at the clean input leave of the margins to the targets [R] within the budget."""
+    fall = (grad * farthest(-grad, search.threat, search.within(rows))).flatten(1).sum(1)
+    search.foretold[rows, target] = _clean(search, rows, target) + fall.to(search.clean)
+
+
+def _clean(search: Search, rows: Tensor, target: Tensor) -> Tensor:
+    """The margins of rows [R] to the targets [R] before anything was changed."""
+    return search.clean[rows, search.y[rows]] - search.clean[rows, target]
 
 
 def restarts(

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from tasks.attacks.threat import ThreatModel
 
 TINY = 1e-12
+SLACK = 1e-5  # of the radius and of the box: what rounding to float32 may add
 ROUNDS = 10  # of filling: each one fixes the features that met their limit; more changes nothing measurable
 CLOSER = 1 + 1e-6  # a round of filling that brings less than this is the last
 HALVINGS = 30  # of an interval: to float32's precision
@@ -42,6 +43,14 @@ def distance(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
         frozen = (delta * ~_feature_mask(threat, delta)).flatten(1).abs().amax(1) > 0
         moved = moved.masked_fill(frozen, float("inf"))
     return moved
+
+
+def allowed(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
+    """How far each sample may have moved: [B]. The radius, and what rounding adds to each feature as large as it is."""
+    if threat.norm.startswith("l0"):
+        return torch.full_like(x.flatten(1)[:, 0], threat.eps)
+    last = torch.finfo(x.dtype).eps * torch.maximum(x.abs(), x_adv.abs())
+    return threat.eps * (1 + SLACK) + _length(last / scale_of(threat, last), threat)
 
 
 def limits(x: Tensor, threat: ThreatModel) -> Limits:

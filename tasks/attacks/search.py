@@ -6,15 +6,14 @@ Shapes: N samples, R rows, C classes. A row is one attempt: a sample, a target c
 import torch
 from torch import Generator, Tensor, nn
 
-from tasks.attacks.geometry import TINY, Limits, distance, limits, moved
+from tasks.attacks.geometry import SLACK, TINY, Limits, allowed, distance, limits, moved
 from tasks.attacks.threat import ThreatModel
 
 ANY = -1  # a target: whichever other class is nearest
 OPEN = -1  # an answer that has not been given
-CLOSE_CALL = 1e-6  # of the largest logit: a success by less may not survive another batch's rounding
-SLACK = 1e-5  # of the radius and of the box: what rounding to float32 may add
+CLOSE_CALL = 1e-6  # of the logits that are compared: a success by less may not survive another batch's rounding
 WINDING = 0.7  # of a descent's gain: what the first step brings at least, where slopes hold as far as the radius
-DOUBT = 1 / 64  # of the largest logit: a margin below this is too small to be left to bfloat16
+DOUBT = 1 / 64  # of the logits that are compared: a margin below this is too small to be left to bfloat16
 
 
 class Search:
@@ -55,6 +54,7 @@ class Search:
         self.tries: dict[str, Tensor] = {}  # how often each arm has tried each sample, [N]
         self.clean = (self._logits(model, x) if clean is None else clean).float()  # [N, C] at x
         self.logits = self.clean.clone()  # [N, C] at nearest
+        self.foretold = torch.full_like(self.clean, float("nan"))  # of the margins, what the slopes at x leave of them
         self.aimed = torch.zeros_like(self.clean, dtype=torch.bool)  # which pairs of sample and class have been tried
         self.see(torch.arange(len(x), device=x.device), x, self.clean, inside=True)
 
@@ -100,21 +100,25 @@ class Search:
             return
         at, margin, logits, candidate = rows[chosen], margin[chosen], logits[chosen], x_adv.detach()[chosen].to(self.x)
         if not inside:
-            allowed = _in_budget(self.x[at], candidate, self.threat).nonzero().flatten()
-            at, margin, logits, candidate = (part[allowed] for part in (at, margin, logits, candidate))
+            kept = _in_budget(self.x[at], candidate, self.threat).nonzero().flatten()
+            at, margin, logits, candidate = (part[kept] for part in (at, margin, logits, candidate))
         if self.exact is not None and len(at):
             margin, logits = self._judged_again(at, candidate, margin, logits)
         best = self.margin.scatter_reduce(0, at, margin, "amin")
         first = ((margin == best[at]) & (margin < self.margin[at])).nonzero().flatten()  # of a sample's rows, the best
+        place = torch.arange(
+            len(first), device=first.device
+        )  # and of those that tie one, since a tensor keeps no order
+        first = first[place == torch.full_like(self.y, -1).scatter_reduce(0, at[first], place, "amax")[at[first]]]
         at, margin, logits = at[first], margin[first], logits[first]
         self.margin[at], self.nearest[at], self.logits[at] = margin, candidate[first], logits
-        self.fooled[at[margin < -CLOSE_CALL * logits.abs().amax(1)]] = True
+        self.fooled[at[margin < -CLOSE_CALL * compared(logits, self.y[at])]] = True
 
     @torch.no_grad()
     def _judged_again(self, rows: Tensor, x_adv: Tensor, margin: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Margin and logits, in full precision where the margin is small."""
         assert self.exact is not None
-        close = (margin < DOUBT * logits.abs().amax(1)).nonzero().flatten()
+        close = (margin < DOUBT * compared(logits, self.y[rows])).nonzero().flatten()
         if not len(close):
             return margin, logits
         again = self._logits(self.exact, x_adv[close])
@@ -189,6 +193,15 @@ def margins(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     return own - rival
 
 
+def compared(logits: Tensor, y: Tensor) -> Tensor:
+    """How large the logits are that a margin compares, y's and the highest other one: [B].
+
+    Not those of classes far below, which a model may have set to any number.
+    """
+    own = logits.gather(1, y.unsqueeze(1)).squeeze(1)
+    return torch.maximum(own.abs(), logits.scatter(1, y.unsqueeze(1), float("-inf")).amax(1).abs())
+
+
 def soft_margins(logits: Tensor, y: Tensor, target: Tensor, *, soft: float) -> Tensor:
     """As margins(), but to ANY class every other one counts, the higher its logit the more: [B].
 
@@ -215,7 +228,7 @@ def _lead(logits: Tensor, y: Tensor, margin: Tensor | None = None) -> Tensor:
     if not tied.any():
         return margin
     lost = tied & (logits.argmax(1) != y)
-    hair = torch.finfo(margin.dtype).tiny + 2 * CLOSE_CALL * logits.abs().amax(1)
+    hair = torch.finfo(margin.dtype).tiny + 2 * CLOSE_CALL * compared(logits, y)
     return torch.where(lost, -hair, margin)
 
 
@@ -225,4 +238,4 @@ def _in_budget(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
     slack = SLACK * (high - low)
     flat = x_adv.flatten(1)
     boxed = (flat.amin(1) >= low - slack) & (flat.amax(1) <= high + slack)
-    return boxed & (distance(x, x_adv, threat) <= threat.eps + SLACK * max(threat.eps, high - low))
+    return boxed & (distance(x, x_adv, threat) <= allowed(x, x_adv, threat))

@@ -34,6 +34,7 @@ LONG: tuple[Norm, ...] = ("l2", "l1")  # norms under which the box's corners are
 BOX: tuple[Norm, ...] = ("linf", "unbounded")  # each feature goes as far as it may
 FLAT: tuple[Norm, ...] = (*BOX, *SPARSE)
 
+LOOKED = 3  # classes of a sample, beside the likeliest, whose slopes are asked for before any is aimed at
 QUICK = 40.0  # passes a sample, at most, with all that is asked before and after a cell's search
 # In L1 a sample falls to the tenth try as readily as to the first: turns do not grow, and starts differ.
 EVEN = {"share": 0.1, "near": 0.07, "growth": 1.0, "fewest": 32}
@@ -53,7 +54,8 @@ SUITES: dict[str, Suite] = {
             _row("margin", {"steps": 6}, norms=FLAT),
             _row("margin", {"steps": 8, "cut": 5}, norms=("l2",)),
             _row("margin", {"steps": 10, "cut": 5}, norms=("l1",)),
-            _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5}, share=1.0, norms=(*FLAT, "l2")),
+            _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5, "slopes": LOOKED}, share=1.0, norms=BOX),
+            _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5}, share=1.0, norms=(*SPARSE, "l2")),
             _drawn("classes", {"steps": 8, "cut": 4, "pairs": 0.3}, share=1.0, norms=("l1",)),
             _drawn("restarts", {"starts": "toward nearest", "steps": 10}, share=0.04, norms=FLAT),
             *(
@@ -86,7 +88,8 @@ SUITES: dict[str, Suite] = {
             _row("apgd-ce", {"steps": 50}, norms=SPARSE),
             _row("greedy", {"width": 64}, norms=SPARSE),
             _row("restarts", {"starts": "toward nearest", "steps": 20}, norms=SPARSE),
-            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0, norms=FLAT),
+            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 0.5, "slopes": LOOKED}, share=1.0, norms=BOX),
+            _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0, norms=SPARSE),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 4.0}, share=1.0, norms=("l2",)),
             _drawn("classes", {"steps": 10, "cut": 4, "pairs": 1.0}, share=1.0, norms=("l1",)),
             _drawn("restarts", {"starts": "toward nearest blocks noise", "steps": 20}, share=0.05, norms=FLAT),

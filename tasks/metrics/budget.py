@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from tasks.attacks import ThreatModel
-from tasks.attacks.geometry import distance
-from tasks.attacks.search import SLACK
+from tasks.attacks.geometry import SLACK, allowed, distance
 
 
 def violation(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> str | None:
@@ -18,7 +17,7 @@ def violation(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> str | None:
     slack = SLACK * (high - low)
     if x_adv.amin() < low - slack or x_adv.amax() > high + slack:
         return f"left the box {low:g}..{high:g}: returned {x_adv.amin():.4g}..{x_adv.amax():.4g}"
-    moved = distance(x, x_adv, threat).amax().item()
-    if moved > threat.eps + SLACK * max(threat.eps, high - low):
-        return f"left the ball: moved {moved:.6g}, eps is {threat.eps:g}"
+    moved = distance(x, x_adv, threat)
+    if (moved > allowed(x, x_adv, threat)).any():
+        return f"left the ball: moved {moved.amax():.6g}, eps is {threat.eps:g}"
     return None

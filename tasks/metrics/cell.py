@@ -200,5 +200,6 @@ def judged(meter: Meter, x: Tensor) -> tuple[Tensor, Tensor]:
     if meter.draws == 1:
         logits = torch.cat([meter(part) for part in x.split(BLOCK)])
         return logits, logits.argmax(1)
-    answers = torch.stack([meter.once(x) for _ in range(VOTES * meter.draws)])
+    asked = ([meter.once(part) for part in x.split(BLOCK)] for _ in range(VOTES * meter.draws))
+    answers = torch.stack([torch.cat(parts) for parts in asked])
     return answers.mean(0), answers.argmax(2).mode(0).values

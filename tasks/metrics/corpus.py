@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks import ThreatModel
-from tasks.attacks.search import SLACK
+from tasks.attacks.geometry import SLACK
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.files import read_arrays
 from tasks.metrics.transfer import answers, placed

@@ -16,7 +16,7 @@ from tasks.attacks.geometry import distance
 from tasks.metrics.cell import BLOCK, CPU, judged
 from tasks.metrics.code import grounds
 from tasks.metrics.draws import generator
-from tasks.metrics.isolation import Meter, home, untouched
+from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 from tasks.redact import told
@@ -45,6 +45,7 @@ class Smallest:
     seconds: float
 
 
+@torch.inference_mode(False)  # a caller who asks for no gradients means his own
 def security_curve(
     model: nn.Module,
     x: Tensor,
@@ -84,8 +85,8 @@ def _searched(
     model: nn.Module, x: Tensor, y: Tensor, outcomes: Outcomes, store: CellStore | None, weights: str
 ) -> tuple[Outcomes, Tensor]:
     """The outcomes with the search as one more attack, and each sample's smallest fooling distance, [N]."""
-    threat, device, dtype = outcomes.threat, *home(model, x)
-    x, y, nearest = x.detach().to(device, dtype).contiguous(), y.to(device), outcomes.nearest.to(device)
+    threat, (x, y) = outcomes.threat, at_home(model, x, y)
+    device, dtype, nearest = x.device, x.dtype, outcomes.nearest.to(x.device)
     correct, fooled = outcomes.clean_correct.to(device), outcomes.fooled.to(device)
     away, x_adv, blocks = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone(), []
     with untouched(model) as meter:
@@ -124,9 +125,8 @@ def search_block(
 
     outcomes are those of this block's samples alone.
     """
-    device, dtype = home(model, x)
-    x, y = x.detach().to(device, dtype).contiguous(), y.to(device)
-    correct = outcomes.clean_correct.to(device)
+    x, y = at_home(model, x, y)
+    device, correct = x.device, outcomes.clean_correct.to(x.device)
     rows = torch.arange(len(x), device=device).split(BLOCK)[number][correct]
     if len(rows) and outcomes.threat.norm != "unbounded":
         with untouched(model) as meter:

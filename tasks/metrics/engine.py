@@ -89,7 +89,10 @@ class Engine:
         standing, left = self.search.standing(), self._left()
         if config.samples == "all":
             return standing
-        count, each = max(config.fewest, round(config.share * len(self.search.x))), _each(config, mean=True)
+        count, each = (
+            max(config.fewest, round(config.share * len(self.search.x))),
+            _each(config, self.search.clean.shape[1] - 1, mean=True),
+        )
         return standing[: min(count, int(max(left, 0) / each)) if each and left < math.inf else count]
 
     def _draw(self, group: list[Tally]) -> None:
@@ -221,7 +224,9 @@ class Engine:
         left = self._left()
         if left == math.inf:
             return len(self.search.x)
-        each = max(tally.each, _each(tally.config)) or max(other.each for other in self.tallies)
+        each = max(tally.each, _each(tally.config, self.search.clean.shape[1] - 1)) or max(
+            other.each for other in self.tallies
+        )
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
@@ -245,14 +250,15 @@ class Engine:
         return self.meter.forward_samples, self.meter.backward_samples
 
 
-def _each(config: AttackConfig, *, mean: bool = False) -> float:
+def _each(config: AttackConfig, others: int, *, mean: bool = False) -> float:
     """Passes that the attack takes for a sample, as far as its parameters tell: each row's last look counted too.
 
-    At most, or in the mean, where most rows end at the cut.
+    At most, or in the mean, where most rows end at the cut. others: how many classes there are beside a sample's own.
     """
     known = config.resolved()["params"]
-    steps, rows = known.get("steps") or 0, math.ceil(known.get("pairs") or 1) * (known.get("count") or 1)
+    steps, rows = known.get("steps") or 0, math.prod(math.ceil(known.get(of, 1) or others) for of in ("pairs", "count"))
     cut = known.get("cut") or steps
     made = cut + ON * (steps - cut) if mean else steps
     starts = len(str(known.get("starts", "one")).split())
-    return float(known.get("queries", starts * rows * (2 * made + 1) if steps else 0))
+    looks = 1 + known["slopes"] if known.get("slopes") else 0
+    return float(known.get("queries", starts * rows * (2 * made + 1 + (steps > 1)) + looks if steps else 0))

@@ -20,7 +20,7 @@ from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.draws import generator
-from tasks.metrics.isolation import Meter, home, untouched
+from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe
 from tasks.metrics.soundness import Sign, Soundness, Step
@@ -28,6 +28,7 @@ from tasks.redact import told
 from tasks.statistics import Share
 
 MANY_DRAWS = 30
+MOST_CLASSES = 9.0  # of a sample that are aimed at: as many as AutoAttack's, all of ten
 QUERIES = 2000  # a sample, at most, of the black-box step
 WORTH = 3.0  # times the evaluation's own passes is what the black-box step may take of a model that has slopes
 MANY = 0.05  # of the samples that are right, felled without gradients where gradients do not lead
@@ -39,6 +40,7 @@ Curve = tuple[CurvePoint, ...]
 Attempt = Callable[[Search, Tensor], None]
 
 
+@torch.inference_mode(False)  # a caller who asks for no gradients means his own
 def examine(
     model: nn.Module,
     x: Tensor,
@@ -54,8 +56,7 @@ def examine(
     with what was found besides, and what speaks for or against them. The model is left exactly as it was.
     """
     _same_samples(x, y, outcomes)
-    device, kind = home(model, x)
-    x, y = x.detach().to(device, kind), y.to(device)
+    x, y = at_home(model, x, y)
     with untouched(model) as meter:
         meter.draws = outcomes.draws
         torch.manual_seed(generator(torch.device("cpu"), outcomes.seed, "signs").initial_seed())
@@ -146,7 +147,7 @@ def _plan(meter: Meter, view: nn.Module, outcomes: Outcomes) -> Iterator[tuple[s
 def _through(search: Search, rows: Tensor) -> None:
     crossings(search, rows)
     arms.margin(search, search.standing(), steps=40)
-    arms.classes(search, search.standing(), steps=20)
+    arms.classes(search, search.standing(), steps=20, pairs=MOST_CLASSES)
     arms.restarts(search, search.standing(), starts="toward nearest", steps=40)
 
 
@@ -216,7 +217,7 @@ def _reached(probe: Probe, sign: Sign, late: Tensor | None) -> Sign:
     some = rows[torch.randperm(len(rows), generator=probe.rng, device=rows.device)[:PROBED]]
     search = probe.search(some)
     arms.margin(search, search.standing(), steps=40)
-    arms.classes(search, search.standing(), steps=20)
+    arms.classes(search, search.standing(), steps=20, pairs=MOST_CLASSES)
     arms.restarts(search, search.standing(), starts="toward noise", steps=40)
     missed = some[~search.fooled]
     figure = len(missed) / len(some) * len(rows) / max(int(probe.outcomes.clean_correct.sum()), 1)

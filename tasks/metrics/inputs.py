@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tasks.attacks import SUITES, Suite, ThreatModel
 from tasks.errors import ModelRejected, WrongInput
 from tasks.metrics.cell import BLOCK
-from tasks.metrics.isolation import Meter
+from tasks.metrics.isolation import Meter, at_home
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -18,16 +18,15 @@ WRAP = "Wrap it in a module whose forward(self, x) returns them"
 
 
 def checked(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
-    """X and y on the model's device, x in the model's precision. Raises WrongInput or ModelRejected."""
+    """X and y where the model computes, x in its precision, float32 at least: a half has too few digits for the ball.
+
+    Raises WrongInput or ModelRejected.
+    """
     _check_kinds(model, x, y, threat)
     check_x(x, threat)
-    if y.is_floating_point() or int(y.min()) < 0:
+    if y.is_floating_point() or y.is_complex() or int(y.long().min()) < 0:
         raise WrongInput("y must hold class numbers from 0 upwards, as integers.")
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
-    if parameter is not None:
-        wide = torch.promote_types(parameter.dtype, torch.float32)  # the ball needs more digits than a half has
-        x, y = x.to(parameter.device, wide), y.to(parameter.device)
-    return x.detach().contiguous(), y.long()  # a result follows from the values alone, not from how they lie in memory
+    return at_home(model, x, y)
 
 
 def check_options(
@@ -126,6 +125,8 @@ def _check_kinds(model: object, x: object, y: object, threat: object) -> None:
             raise WrongInput(f"{name} is a single number. Give one for each sample, the samples first: {name}[None].")
     assert isinstance(x, Tensor)
     assert isinstance(y, Tensor)
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise WrongInput(f"x is {list(x.shape)}: a sample has no features. Write x[:, None] for one feature each.")
     if y.ndim == 2 and len(y) == len(x) and y.shape[1] > 0:
         how = "[N, 1]. Write y.squeeze(1)" if y.shape[1] == 1 else "one-hot or probabilities. Write y.argmax(1)"
         raise WrongInput(f"y is {list(y.shape)}, but must be [N], a class number each; it looks {how}.")

@@ -149,6 +149,14 @@ def home(model: nn.Module, x: Tensor) -> tuple[torch.device, torch.dtype]:
     return parameter.device, torch.promote_types(parameter.dtype, torch.float32)
 
 
+def at_home(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the model computes: x in its precision, y as int64; not those of torch.inference_mode()."""
+    device, dtype = home(model, x)
+    x, y = (part.clone() if part.is_inference() else part.detach() for part in (x, y))
+    # A result follows from the values alone, not from how they lie in memory.
+    return x.to(device, dtype).contiguous(), y.to(device).long()
+
+
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Meter]:
     """The model in evaluation mode with frozen weights, behind a Meter, computing in one thread.

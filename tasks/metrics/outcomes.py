@@ -120,6 +120,7 @@ class Outcomes:
         return (~self.fooled).double().mean().item()
 
 
+@torch.inference_mode(False)  # a caller who asks for no gradients means his own
 def measure(
     model: nn.Module,
     x: Tensor,

@@ -523,3 +523,27 @@ def test_without_a_right_answer_there_is_one_sign(images):
     _, _, soundness = examine(model, x[keep], y[keep], outcomes=outcomes)
     assert [sign.state for sign in soundness.signs] == ["ok", "not applicable"]
     assert replace(outcomes).robust_accuracy == 0
+
+
+class WinnersTakeAll(nn.Module):
+    """Only the largest tenth of the features pass (Xiao et al., 2020, https://arxiv.org/abs/1905.10510)."""
+
+    def forward(self, x):
+        """X [B, F] -> [B, F]."""
+        return x.masked_fill(x < x.topk(max(x.shape[1] // 10, 1), dim=1).values[:, -1:], 0.0)
+
+
+def test_slopes_that_hold_on_one_side_of_a_jump_only_are_found(images):
+    torch.manual_seed(0)
+    train, labels = digits("train")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 256), WinnersTakeAll(), nn.Linear(256, 10))
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        F.cross_entropy(net(train), labels).backward()
+        optimiser.step()
+    net.eval().requires_grad_(False)
+    outcomes = measure(net, *images, threat=ThreatModel(norm="linf", eps=0.1), suite="quick")
+    _, _, soundness = examine(net, *images, outcomes=outcomes)
+    assert "slopes do not fit the answers" in {sign.name for sign in soundness.alarms}
+    assert not soundness.sound

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from tasks.attacks import ThreatModel
 from tasks.attacks.geometry import per_sample
-from tasks.attacks.search import CLOSE_CALL, Search, margins
+from tasks.attacks.search import CLOSE_CALL, Search, compared, margins
 from tasks.metrics.cell import judged
 from tasks.metrics.curve import CurvePoint
 from tasks.metrics.isolation import Meter
@@ -86,7 +86,7 @@ class Probe:
 
 def tied(logits: Tensor, y: Tensor) -> Tensor:
     """Where another class has the same logit as y's, so that the margin need have no slope: bool [R]."""
-    return margins(logits.float(), y).abs() <= CLOSE_CALL * logits.float().abs().amax(1)
+    return margins(logits.float(), y).abs() <= CLOSE_CALL * compared(logits.float(), y)
 
 
 def counted(name: str, kind: Kind, hits: Tensor, tried: int, limit: float, says: str, *, least: int = LEAST) -> Sign:
