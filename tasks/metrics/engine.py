@@ -261,4 +261,5 @@ def _each(config: AttackConfig, others: int, *, mean: bool = False) -> float:
     made = cut + ON * (steps - cut) if mean else steps
     starts = len(str(known.get("starts", "one")).split())
     looks = 1 + known["slopes"] if known.get("slopes") else 0
-    return float(known.get("queries", starts * rows * (2 * made + 1 + (steps > 1)) + looks if steps else 0))
+    looked = 2 if steps > 1 and not mean else 1  # at the last point, and where the first step was foretold to fool
+    return float(known.get("queries", starts * rows * (2 * made + looked) + looks if steps else 0))
