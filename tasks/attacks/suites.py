@@ -134,7 +134,7 @@ SUITES: dict[str, Suite] = {
             _nearest("margin", {"steps": 1}, share=0.25, norms=(*FLAT, "l2")),
             _nearest("restarts", {"starts": "nearest", "steps": 12}, share=0.06, norms=("l2",)),
             _nearest("margin", {"steps": 8}, share=0.14, norms=("l1",)),
-            _nearest("classes", {"steps": 10, "cut": 3, "pairs": 0.5, "slopes": LOOKED}, share=0.085, norms=BOX),
+            _nearest("classes", {"steps": 10, "cut": 3, "pairs": 0.5, "slopes": LOOKED}, share=0.12, norms=BOX),
             _nearest("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=0.085, norms=SPARSE),
             _nearest("classes", {"steps": 10, "cut": 3, "pairs": 9.0}, share=0.015, fewest=4, norms=FLAT),
             _nearest("classes", {"steps": 8, "cut": 4, "pairs": 9.0}, share=0.02, fewest=4, norms=("l1",)),
