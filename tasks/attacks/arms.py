@@ -50,7 +50,7 @@ def margin(search: Search, rows: Tensor, *, steps: int = 8, cut: int = 0) -> Non
     """
     target, start = torch.full_like(rows, ANY), torch.zeros_like(search.x[rows])
     first = torch.full_like(search.margin[rows], float("nan"))
-    fresh = bool((search.margin[rows] == margins(search.clean[rows], search.y[rows])).all())  # no warm start
+    fresh = torch.equal(search.nearest[rows], search.x[rows])  # no warm start
     known = None if search.slopes is None else search.slopes[rows]
     _descend(search, rows, target, start, steps=steps, cut=cut, known=known, first=first)
     if fresh and search.straight is None and search.threat.norm in WHOLE:
@@ -73,8 +73,9 @@ def classes(
     With pairs > 0 each visit tries only so many pairs of sample and class per sample: the most promising of those
     that are left, whose margin is small on the clean input and at the nearest point taken together. `cut` as in
     margin, of the pairs. With slopes > 0 it looks closer at so many of a sample's most promising classes: their slopes
-    on the clean input tell what is left of the margin at the far end of the budget, as in FAB and DeepFool, and where
-    that is too much the class is not tried. Not where slopes wind.
+    on the clean input tell what is left of the margin at the far end of the budget, and where that is too much the
+    class is not tried. Not where slopes wind. After DeepFool (Moosavi-Dezfooli et al., 2016,
+    https://arxiv.org/abs/1511.04599).
     """
     closer = slopes > 0 and not search.winding
     samples, targets, promise = _within_reach(search, rows, slopes) if closer else _promising(search, rows)

@@ -106,9 +106,7 @@ class Search:
             margin, logits = self._judged_again(at, candidate, margin, logits)
         best = self.margin.scatter_reduce(0, at, margin, "amin")
         first = ((margin == best[at]) & (margin < self.margin[at])).nonzero().flatten()  # of a sample's rows, the best
-        place = torch.arange(
-            len(first), device=first.device
-        )  # and of those that tie one, since a tensor keeps no order
+        place = torch.arange(len(first), device=first.device)  # of those that tie one: an assignment keeps no order
         first = first[place == torch.full_like(self.y, -1).scatter_reduce(0, at[first], place, "amax")[at[first]]]
         at, margin, logits = at[first], margin[first], logits[first]
         self.margin[at], self.nearest[at], self.logits[at] = margin, candidate[first], logits

@@ -52,6 +52,7 @@ class Engine:
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
         self.model: nn.Module = meter  # whose slopes are followed
+        self.others = search.clean.shape[1] - 1  # classes beside a sample's own
         self.lent = False  # slopes were looked for that the model does not have
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
@@ -91,7 +92,7 @@ class Engine:
             return standing
         count, each = (
             max(config.fewest, round(config.share * len(self.search.x))),
-            _each(config, self.search.clean.shape[1] - 1, mean=True),
+            _each(config, self.others, mean=True),
         )
         return standing[: min(count, int(max(left, 0) / each)) if each and left < math.inf else count]
 
@@ -224,9 +225,7 @@ class Engine:
         left = self._left()
         if left == math.inf:
             return len(self.search.x)
-        each = max(tally.each, _each(tally.config, self.search.clean.shape[1] - 1)) or max(
-            other.each for other in self.tallies
-        )
+        each = max(tally.each, _each(tally.config, self.others)) or max(other.each for other in self.tallies)
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
