@@ -1,19 +1,22 @@
 """Gradients through what has none: the model's own answers, with a stand-in slope behind its hard operations."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tasks.attacks.geometry import TINY, per_sample
 from tasks.attacks.search import margins, slope
 
 LEAK = 0.2  # the slope behind a rectifier that is shut
 
 FLAT = {"ceil", "floor", "fix", "round", "sign", "sgn", "trunc", "heaviside", "clamp", "clip", "hardtanh", "threshold"}
 SHUT = {"relu", "relu6", "relu_"}
+GREATER, LESS = {"ge", "gt", "__ge__", "__gt__"}, {"le", "lt", "__le__", "__lt__"}
+STEEP = 0.03  # of the mean distance between what is compared: how far from a tie a comparison has a slope
 GRAD_SWITCH = "_set_grad_enabled"
 
 
@@ -25,16 +28,25 @@ class StraightThrough(nn.Module):
     model has to be known for that: its calls into torch are met as they come. `leak` also opens shut rectifiers, and
     without `casts` numbers that turn into integers or truth values stay as they are. What leaves torch, such as a
     round trip through numpy, stays shut, unless a submodule does it that keeps its input's shape.
+
+    With `steep` nothing is opened but comparisons between numbers, which get a sigmoid's slope near a tie (a surrogate
+    gradient: Neftci et al., 2019, https://arxiv.org/abs/1901.09948): the model has slopes of its own, which do not
+    tell what a value adds that enters or leaves, as where only winners pass. `compared` says whether there were any.
     """
 
-    def __init__(self, model: nn.Module, *, casts: bool = True, leak: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, casts: bool = True, leak: bool = False, steep: bool = False) -> None:
         super().__init__()
-        self.model, self.casts, self.leak = model, casts, leak
+        self.model, self.casts, self.leak, self.steep, self.compared = model, casts, leak, steep, False
 
     def forward(self, x: Tensor) -> Tensor:
         """X [B, ...] -> logits [B, C], equal to the model's."""
         if not x.requires_grad:  # nobody will ask for a slope
             logits: Tensor = self.model(x)
+            return logits
+        if self.steep:
+            with _Steep() as mode:
+                logits = self.model(x)
+            self.compared = self.compared or mode.compared
             return logits
         hooks = [module.register_forward_hook(_opened) for module in self.model.modules()]
         try:
@@ -66,6 +78,18 @@ def stand_in(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
     return best
 
 
+def steepened(model: nn.Module, x: Tensor) -> StraightThrough | None:
+    """The view that opens comparisons and nothing else; None where x [B, ...] meets none, or where it cannot be."""
+    view = StraightThrough(model, steep=True)
+    if not len(x):
+        return None
+    try:
+        view(x.detach().clone().requires_grad_())
+    except Exception:  # the model needs a truth value where the view has a number
+        return None
+    return view if view.compared else None
+
+
 class _Open(TorchFunctionMode):
     """Puts a slope behind every hard operation that is called while it is active."""
 
@@ -81,10 +105,8 @@ class _Open(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == GRAD_SWITCH:
             return None
-        if name == "where" and len(args) == 3 and isinstance(args[0], Tensor) and args[0].is_floating_point():
-            return args[0] * args[1] + (1 - args[0]) * args[2]  # a condition that was made soft
-        if name.startswith("masked_fill") and args[1].is_floating_point():
-            args = (args[0], args[1].bool(), *args[2:])
+        if _softened(name, args):
+            return _chosen(name, args)
         if name == "numpy":
             args = (args[0].detach(),)
         result, x = func(*args, **kwargs), args[0] if args else None
@@ -98,6 +120,50 @@ class _Open(TorchFunctionMode):
             return _slope_of(F.leaky_relu(x, LEAK), result) if self.leak else result
         shut = not result.requires_grad and (self.casts or result.is_floating_point())
         return _slope_of(x, result) if name in FLAT or shut else result
+
+
+class _Steep(TorchFunctionMode):
+    """Puts a steep slope behind every comparison that is made while it is active."""
+
+    compared = False
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """The function's result, with a slope where it compares."""
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if _softened(name, args):
+            return _chosen(name, args)
+        result = func(*args, **kwargs)
+        if name not in GREATER | LESS or len(args) != 2:
+            return result
+        gap = args[0] - args[1] if name in GREATER else args[1] - args[0]
+        if not gap.requires_grad:
+            return result
+        self.compared = True
+        near = gap.detach().abs()
+        near = per_sample(near.flatten(1).mean(1), like=near) if near.ndim > 1 else near.mean()
+        return _slope_of(torch.sigmoid(gap / (STEEP * near).clamp_min(TINY)), result)
+
+
+def _softened(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether this chooses, or turns round, by a condition that was made soft."""
+    place = {"where": 0, "masked_fill": 1, "masked_fill_": 1, "__invert__": 0}.get(name)
+    if place is None or len(args) != (1 if name == "__invert__" else 3):
+        return False
+    return isinstance(args[place], Tensor) and bool(args[place].is_floating_point())
+
+
+def _chosen(name: str, args: tuple[Any, ...]) -> Tensor:
+    """What a soft condition chooses: as the hard one does, with the slope of the step from one value to the other."""
+    if name == "__invert__":
+        return cast("Tensor", 1 - args[0])
+    condition, yes, no = args if name == "where" else (args[1], args[2], args[0])
+    if name == "masked_fill_":
+        return cast("Tensor", no.masked_fill_(condition.bool(), yes))
+    step = (torch.as_tensor(yes) - no).detach().nan_to_num(0.0, 0.0, 0.0)
+    chosen: Tensor = torch.where(condition.bool(), yes, no) + (condition - condition.detach()) * step
+    return chosen
 
 
 def _opened(_: nn.Module, inputs: tuple[Any, ...], result: Any) -> Any:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tasks.attacks import AttackConfig, Suite
 from tasks.attacks.config import End
 from tasks.attacks.search import OPEN, Search
-from tasks.attacks.straight_through import stand_in
+from tasks.attacks.straight_through import stand_in, steepened
 from tasks.metrics.child import Failed, Stopped
 from tasks.metrics.draws import generator
 from tasks.metrics.foreign import ATTACK_SECONDS, Misbehaved, attack_function
@@ -24,10 +24,14 @@ LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
+GLANCE = 8  # samples that tell whether a model compares numbers
+BETTER = 0.25  # of the samples have a lower margin than the model's own slopes led to
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
 # Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
 LEAST, MOST, FEW = 300.0, 600.0, 50.0
-DOGGED, BLIND = 5.0, 2.5  # then what is left is chance: `again` is at least so much, and `passes` so many times as many
+# Where slopes are lent: effort without any, and passes a sample, at most.
+PATIENT, SPENT = 2000.0, 100.0
+DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so much, and `passes` such a share
 
 
 class Engine:
@@ -54,6 +58,7 @@ class Engine:
         self.model: nn.Module = meter  # whose slopes are followed
         self.others = search.clean.shape[1] - 1  # classes beside a sample's own
         self.lent = False  # slopes were looked for that the model does not have
+        self.compared = False  # it was asked whether the model compares numbers, so that its slopes do not tell all
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
@@ -68,6 +73,8 @@ class Engine:
                     self._pull(tally, self._given(tally.config))
                     if self._level() and not self.lent and self._lend():
                         self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
+                    elif self.search.steps and not self.compared:
+                        self._steepen(tally)
         return self.tallies
 
     def _level(self) -> bool:
@@ -79,11 +86,30 @@ class Engine:
         some = self.search.standing()[: int(min(PROBE, max(self._left(), 0) / CHOICE))]
         if not len(some):
             return False
-        self.model, self.lent = stand_in(self.meter, self.search.x[some], self.search.y[some]), True
-        self.searched = Coarse(self.model) if isinstance(self.searched, Coarse) else self.model
+        self.lent = True
+        self._follow(stand_in(self.meter, self.search.x[some], self.search.y[some]))
         self.search.aimed.zero_()
-        self.search.slopes = None  # those of the model itself
         return self.model is not self.meter
+
+    def _steepen(self, tally: Tally) -> None:
+        """Where the model compares numbers, follow slopes behind that from here on, if the attack gets further so."""
+        own, rows = (self.model, self.searched, self.search.slopes), self._given(tally.config)
+        self.compared, view = True, steepened(self.meter, self.search.x[rows[: int(min(GLANCE, max(self._left(), 0)))]])
+        if view is None:
+            return
+        self._follow(view)
+        before, some = self.search.margin.clone(), rows[: min(PROBE, self._affordable(tally))]
+        self._pull(tally, some)
+        if (self.search.margin < before)[some].float().mean() > BETTER:
+            self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
+        else:
+            self.model, self.searched, self.search.slopes = own
+
+    def _follow(self, view: nn.Module) -> None:
+        """Attacks follow this view's slopes from here on; the answers stay the model's."""
+        self.model = view
+        self.searched = Coarse(view) if isinstance(self.searched, Coarse) else view
+        self.search.slopes = None  # those of the model itself
 
     def _given(self, config: AttackConfig) -> Tensor:
         """The samples that an attack which takes no turns is given."""
@@ -102,10 +128,11 @@ class Engine:
         Ends when each has had one and a further `again` times the effort up to the last flip has brought no other, so
         a model on which late turns still succeed is tried for longer; or at a limit. Effort is passes per sample that
         stands. The spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
-        Where slopes wind, successes are far apart: it goes on for as long again, within limits of its own.
+        Where slopes wind, successes are far apart: it goes on for as long again, within limits of its own. Where they
+        are lent, attacks that follow none go on alone, within limits of their own too.
         """
         effort = last_flip = 0.0
-        begun, stood, late = self._spent(), len(self.search.standing()), 0
+        begun, stood, late, alone = self._spent(), len(self.search.standing()), 0, False
         first, spare = self._parted(group)
         group = first + spare
         falls: list[tuple[float, Tensor]] = []
@@ -119,6 +146,8 @@ class Engine:
                 enough = effort >= min(max(2 * last_flip, LEAST), MOST) and passes >= FEW
             else:
                 enough = end.again is not None and effort - last_flip >= end.again * last_flip
+            if alone := alone or (enough and self.lent and not due):
+                open_, due, enough = [t for t in open_ if _blind(t)], [], effort >= PATIENT or passes >= SPENT
             if not open_ or most or (not due and enough):
                 self.capped |= most
                 break
@@ -144,7 +173,7 @@ class Engine:
         )
         if not self._wound(group):
             return drawn, spare
-        return winding + [t for t in drawn if "queries" in t.config.resolved()["params"]], []
+        return winding + [t for t in drawn if _blind(t)], []
 
     def _wound(self, group: list[Tally]) -> bool:
         """Whether slopes wind, and some of the group are made for that."""
@@ -231,14 +260,15 @@ class Engine:
     def _end(self) -> End:
         """When the drawing ends.
 
-        Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a multiple of
-        the suite's, any to the limit on the cell's whole where there is one.
+        Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a share of the
+        suite's, any to the limit on the cell's whole where there is one.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
         if not self._level() and not self.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)
-        passes = None if end.whole or not (end.passes and suite.passes) else max(end.passes, BLIND * suite.passes)
+        passes = BLIND * suite.passes if end is not suite and end.passes and suite.passes else end.passes
+        passes = None if end.whole else passes
         return end.model_copy(update={"again": again, "passes": passes})
 
     def _spent(self) -> int:
@@ -247,6 +277,11 @@ class Engine:
 
     def _passes(self) -> tuple[int, int]:
         return self.meter.forward_samples, self.meter.backward_samples
+
+
+def _blind(tally: Tally) -> bool:
+    """Whether the attack follows no slopes."""
+    return "queries" in tally.config.resolved()["params"]
 
 
 def _each(config: AttackConfig, others: int, *, mean: bool = False) -> float:

@@ -14,12 +14,13 @@ from tasks.attacks.controls import noise
 from tasks.attacks.crossings import crossings
 from tasks.attacks.search import Search
 from tasks.attacks.square import square
-from tasks.attacks.straight_through import StraightThrough, stand_in
+from tasks.attacks.straight_through import StraightThrough, stand_in, steepened
 from tasks.errors import WrongInput
 from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.draws import generator
+from tasks.metrics.engine import GLANCE
 from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe
@@ -112,7 +113,8 @@ def _answered(
             _step(f"a fresh seed for every answer, mean of {DRAWS} (EOT)", len(x), 0, outcomes.passes, outcomes)
         )
     view = stand_in(meter, x[outcomes.clean_correct][:PROBED], y[outcomes.clean_correct][:PROBED])
-    for name, attempt, through in _plan(meter, view, outcomes):
+    steep = steepened(meter, x[outcomes.clean_correct][:GLANCE])
+    for name, attempt, through in _plan(meter, view, steep, outcomes):
         outcomes, step = _escalated(name, attempt, through, meter, x, y, outcomes)
         steps.append(step)
     probe = _probe(meter, view, x, y, outcomes, _lowered(curve, outcomes))
@@ -131,13 +133,17 @@ def _answered(
     return again, _with_probes(probe), tuple(steps), view
 
 
-def _plan(meter: Meter, view: nn.Module, outcomes: Outcomes) -> Iterator[tuple[str, Attempt, nn.Module]]:
+def _plan(
+    meter: Meter, view: nn.Module, steep: nn.Module | None, outcomes: Outcomes
+) -> Iterator[tuple[str, Attempt, nn.Module]]:
     """The escalation's steps: name, attack, and the view of the model that it follows."""
     if meter.draws > 1:
         meter.draws = MANY_DRAWS
         yield f"mean of {MANY_DRAWS} answers (EOT)", _through, meter
     if view is not meter:
         yield "straight-through gradients (BPDA)", _through, view
+    if steep is not None:
+        yield "slopes behind comparisons (BPDA)", _through, steep
     yield "more restarts", _restarts, meter
     yield "other losses", _losses, meter
     affordable = int(WORTH * outcomes.passes / len(outcomes.fooled) / meter.draws) if view is meter else QUERIES

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks import search
-from tasks.attacks.straight_through import StraightThrough
+from tasks.attacks.straight_through import STEEP, StraightThrough, steepened
 
 
 def under_no_grad(x: Tensor) -> Tensor:
@@ -100,3 +100,65 @@ def test_masks_that_must_be_truth_values_still_work():
     model = Behind(lambda x: x.masked_fill(x < 0.3, 0.0))
     leaf = X.clone().requires_grad_()
     assert torch.allclose(StraightThrough(model)(leaf), model(X))
+
+
+CHOICES = {
+    "times": lambda x, t: x * (x >= t),
+    "cast": lambda x, t: (x > t).to(x) * x,
+    "where": lambda x, t: torch.where(x >= t, x, torch.zeros_like(x)),
+    "the other way round": lambda x, t: torch.where(t > x, 0.0, x),
+    "masked": lambda x, t: x.masked_fill(x < t, 0.0),
+    "not": lambda x, t: x * ~(x < t),
+    "called": lambda x, t: torch.ge(x, t) * x,
+}
+
+
+@pytest.mark.parametrize("choose", CHOICES.values(), ids=CHOICES)
+def test_a_comparison_gets_a_sigmoid_s_slope_where_it_is_nearly_a_tie(choose):
+    """Choosing x where x > t adds the step from 0 to x times the sigmoid's slope, and takes as much from t."""
+    torch.manual_seed(0)
+    x, t = torch.rand(20, 50), torch.rand(20, 1)
+    near = (x - t).abs().mean(1, keepdim=True) * STEEP
+    soft = torch.sigmoid((x - t) / near)
+    expected = (x > t) + x * soft * (1 - soft) / near
+    leaf = x.clone().requires_grad_()
+    view = StraightThrough(Choose(choose, t), steep=True)
+    answers = view(leaf)
+    assert torch.equal(answers, choose(x, t))
+    assert torch.allclose(search.slope(answers.sum(), leaf), expected, atol=1e-4)
+    assert expected.max() > 2
+    assert view.compared
+
+
+class Choose(nn.Module):
+    def __init__(self, choose, t):
+        super().__init__()
+        self.choose, self.t = choose, t
+
+    def forward(self, x):
+        return self.choose(x, self.t)
+
+
+def test_a_choice_among_what_is_not_finite_keeps_its_answers():
+    model = Choose(lambda x, t: torch.where(x > t, x.log(), x - 1), torch.tensor(0.0))
+    x = torch.tensor([[0.0, 0.5], [-1.0, 2.0]])
+    leaf = x.clone().requires_grad_()
+    answers = StraightThrough(model, steep=True)(leaf)
+    assert torch.equal(answers, model(x))
+    assert search.slope(answers.sum(), leaf).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.relu().round() / 4,  # no comparison that could have a slope
+        lambda x: x * (torch.arange(4.0) > 1),  # one of what does not depend on the input
+        lambda x: x * (x.detach() > 0.5),
+        lambda x: torch.stack([row[row > 0.5].sum() for row in x]).unsqueeze(1),  # a truth value is needed
+    ],
+    ids=["none", "of constants", "detached", "an index"],
+)
+def test_no_view_where_there_is_nothing_to_compare_or_a_truth_value_is_needed(make):
+    assert steepened(Choose(lambda x, _: make(x), None), X) is None
+    assert steepened(Choose(CHOICES["times"], torch.tensor(0.5)), X) is not None
+    assert steepened(Choose(CHOICES["times"], torch.tensor(0.5)), X[:0]) is None

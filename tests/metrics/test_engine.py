@@ -21,7 +21,7 @@ from tasks.attacks.geometry import distance, inside
 from tasks.attacks.search import sloped
 from tasks.data import digits
 from tasks.defences import adversarial, plain
-from tasks.metrics import EvaluationConfig, Outcomes, cell, evaluate, isolation, measure
+from tasks.metrics import EvaluationConfig, Outcomes, cell, engine, evaluate, isolation, measure
 from tasks.metrics.cell import BLOCK, attack_cell
 from tasks.metrics.curve import security_curve
 from tasks.metrics.isolation import untouched
@@ -184,6 +184,100 @@ def test_masked_gradients_deceive_standard_no_more_than_autoattack(hardened, ref
         found = measure(model, x, y, threat=LINF, seed=seed)
         assert_honest(model, x, y, found)
         assert (~found.fooled).sum() <= oracle, f"seed {seed}"
+
+
+class Winners(nn.Module):
+    """Only the highest tenth of the features pass (k-WTA: Xiao et al., 2020, https://arxiv.org/abs/1905.10510)."""
+
+    def forward(self, x):
+        return x * (x >= x.topk(x.shape[1] // 10, dim=1).values[:, -1:])
+
+
+class Levels(nn.Module):
+    """Rounded in the middle, to five levels; trained as if it were not."""
+
+    def forward(self, x):
+        smooth = torch.tanh(x)
+        level = (smooth * 2).round() / 2
+        return smooth + (level - smooth).detach() if self.training else level
+
+
+@pytest.fixture(scope="module")
+def winners() -> nn.Module:
+    """Slopes that do not tell which features are about to pass: 0.94 clean."""
+    hidden = [nn.Linear(64, 256), Winners(), nn.Linear(256, 256), Winners()]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return trained(nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, 10)), plain, eps=0.1, epochs=15)
+
+
+WON = ThreatModel(norm="linf", eps=0.1)
+
+
+def test_where_only_winners_pass_standard_leaves_no_more_standing_than_autoattack(winners, reference):
+    x, y = shown(40)
+    oracle = reference(winners, x, y, WON)
+    assert 5 < oracle < 35
+    for seed in range(3):
+        found = measure(winners, x, y, threat=WON, seed=seed)
+        assert_honest(winners, x, y, found)
+        assert (~found.fooled).sum() <= oracle, f"seed {seed}"
+
+
+@pytest.mark.parametrize("threat", [WON, L2], ids=str)
+@pytest.mark.parametrize("suite", ["quick", "standard"])
+def test_slopes_behind_comparisons_fell_what_the_model_s_own_do_not(winners, threat, suite, monkeypatch):
+    x, y = shown(100)
+    found = measure(winners, x, y, threat=threat, suite=suite)
+    assert_honest(winners, x, y, found)
+    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    own = measure(winners, x, y, threat=threat, suite=suite)
+    assert (~found.fooled).sum() < 0.6 * (~own.fooled).sum()
+    assert suite != "quick" or found.passes <= SUITES["quick"].whole * len(x)
+
+
+class TwoWays(nn.Module):
+    """A rectifier written as a choice: slopes behind its comparison lead no further than its own."""
+
+    def forward(self, x):
+        return torch.where(x > 0, x, torch.zeros_like(x))
+
+
+def test_where_slopes_behind_comparisons_lead_no_further_the_model_s_own_are_followed(hardened, monkeypatch):
+    same, (x, y) = copy.deepcopy(hardened), shown(100)
+    for number, module in enumerate(same):
+        same[number] = TwoWays() if isinstance(module, nn.ReLU) else module
+    tried, steepen = [], engine.Engine._steepen
+
+    def noted(at_work, tally):
+        own = at_work.model, at_work.searched, at_work.search.slopes
+        passes = at_work.meter.passes
+        steepen(at_work, tally)
+        tried.append((at_work.meter.passes - passes, own))
+        assert all(a is b for a, b in zip(own, (at_work.model, at_work.searched, at_work.search.slopes), strict=True))
+
+    monkeypatch.setattr(engine.Engine, "_steepen", noted)
+    monkeypatch.setattr(engine, "BETTER", 1.0)
+    found, plainly = (measure(model, x, y, threat=LINF) for model in (same, hardened))
+    (with_choices, _), (without, own) = tried
+    assert without == engine.GLANCE
+    assert own[2] is not None
+    assert with_choices > 4 * isolation.PROBE
+    assert abs(int(found.fooled.sum()) - int(plainly.fooled.sum())) <= 1
+
+
+def test_where_slopes_are_lent_attacks_without_any_have_the_last_word(reference):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hidden = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), Levels(), nn.Flatten()]
+        net = nn.Sequential(*hidden, nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10))
+        model = trained(net, plain, eps=0.1, epochs=15).eval()
+    x, y = shown(100)
+    found = measure(model, x, y, threat=WON)
+    assert (~found.fooled[:40]).sum() <= reference(model, x[:40], y[:40], WON)
+    spent = {attack.name: attack.forward_samples + attack.backward_samples for attack in found.attacks}
+    assert spent["square"] > 0.5 * found.passes  # all that was left of the time
+    assert 80 * len(x) < found.passes < 130 * len(x)
 
 
 # Cells
@@ -676,6 +770,7 @@ def test_what_is_asked_before_the_first_cell_takes_nothing_from_a_small_last_one
 
 
 ASKED_BEFORE = 2 + 2 * isolation.PROBE  # what shape the model's answers have, and whether it answers at random
+GLANCE = engine.GLANCE  # and, after the first descent, whether it compares numbers
 
 
 def test_where_a_first_look_tells_slopes_a_descent_asks_once_less_and_the_foretold_are_only_looked_at():
@@ -687,7 +782,9 @@ def test_where_a_first_look_tells_slopes_a_descent_asks_once_less_and_the_foreto
     assert 20 < fell < 180
     stood = len(x) - fell
     assert found.backward_samples == len(x) + 2 * stood
-    assert found.forward_samples == ASKED_BEFORE + len(x) + fell + 3 * stood + fell  # those that fell are judged again
+    assert (
+        found.forward_samples == ASKED_BEFORE + len(x) + fell + 3 * stood + GLANCE + fell
+    )  # those that fell are judged again
 
 
 def test_what_falls_at_its_warm_start_is_asked_once():
@@ -699,7 +796,9 @@ def test_what_falls_at_its_warm_start_is_asked_once():
     assert torch.equal(again.fooled, first.fooled)
     assert_honest(model, x, y, again)
     assert torch.equal(again.prediction, model(again.x_adv).argmax(1))
-    assert again.forward_samples == ASKED_BEFORE + len(x) + len(x) + 2
+    assert (
+        again.forward_samples == ASKED_BEFORE + len(x) + len(x) + 2 + 1
+    )  # and the one that stands tells if it compares
     assert again.backward_samples == 1
 
 
