@@ -183,8 +183,10 @@ def _start(search: Search, rows: Tensor, start: str) -> tuple[Tensor, Tensor]:
         return any_or_named, sample(search.x[rows], search.threat, search.rng)
     if start in ("nearest", "thinned"):
         delta = search.nearest[rows] - search.x[rows]
-        kept = 1.0 if start == "nearest" else torch.rand(delta.shape, generator=search.rng, device=delta.device) < KEPT
-        return any_or_named, delta * kept
+        if start == "nearest":
+            return any_or_named, delta
+        drawn = torch.rand(delta.shape, generator=search.rng, device=delta.device, dtype=torch.float32)
+        return any_or_named, delta * (drawn < KEPT)
     if start == "toward":
         way = _toward(search, rows, named, before // ranked.shape[1])
         free = (before == 0) | (search.threat.norm in FREE)
@@ -311,7 +313,7 @@ def _exchange(search: Search, start: Tensor, shares: Tensor, radii: Tensor) -> M
         there = ascend(here, slope, search.threat, search.within(at.rows), shares[at.step], eps, worth=worth)
         taken[at.number] = torch.where(there.abs() > here.abs(), slope, taken[at.number])
         reached[at.number] = there
-        return there + per_sample(BEHIND * ~last, like=there) * (here - there)
+        return there + per_sample((BEHIND * ~last).to(there), like=there) * (here - there)
 
     return move
 

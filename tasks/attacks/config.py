@@ -5,15 +5,14 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
-from torch import Generator, Tensor, nn
 
 from tasks.attacks import arms
+from tasks.attacks.alone import Arm, Attack, alone, anywhere
 from tasks.attacks.apgd import apgd_ce
 from tasks.attacks.code import attack_code
 from tasks.attacks.controls import noise, transfer
@@ -23,15 +22,11 @@ from tasks.attacks.fmn import fmn
 from tasks.attacks.greedy import greedy
 from tasks.attacks.hopskipjump import hopskipjump
 from tasks.attacks.pgd import pgd
-from tasks.attacks.search import Search
 from tasks.attacks.sigma_zero import sigma_zero
 from tasks.attacks.square import square
 from tasks.attacks.threat import Norm, ThreatModel
 from tasks.errors import UnknownPart, WrongInput
 from tasks.lookup import did_you_mean, imported, lookup
-
-Attack = Callable[..., Tensor]
-Arm = Callable[..., None]
 
 LATER = ("near", "fewest", "growth")  # fields that came later: a row that leaves them out draws as it did before
 
@@ -56,33 +51,18 @@ LEAST: dict[str, int] = {  # of a number that an attack of ours takes: below 1 n
 MOST = {"p": 1.0}
 
 
-def alone(arm: Arm) -> Attack:
-    """The arm as an attack of its own: (model, x, y, *, threat, rng, parameters) -> x_adv [B, ...].
-
-    Returns for each sample the input that fools, or else the one of smallest margin.
-    """
-
-    def attack(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: Generator, **params: Any) -> Tensor:
-        search = Search(model, x, y, threat=threat, rng=rng)
-        arm(search, torch.arange(len(x), device=x.device), **params)
-        return search.nearest
-
-    own = [p for p in inspect.signature(arm).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    given = [p for p in inspect.signature(attack).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    attack.__signature__ = inspect.Signature([*given, *own])  # type: ignore[attr-defined]
-    attack.__name__, attack.__doc__ = arm.__name__, arm.__doc__
-    return attack
-
-
 ATTACKS: dict[str, Attack] = {
-    "apgd-ce": apgd_ce,
-    "fgsm": fgsm,
-    "hopskipjump": hopskipjump,
-    "noise": noise,
-    "pgd": pgd,
-    "sigma-zero": sigma_zero,
-    "transfer": transfer,
-    **{name: alone(arm) for name, arm in ARMS.items()},
+    name: anywhere(attack)
+    for name, attack in {
+        "apgd-ce": apgd_ce,
+        "fgsm": fgsm,
+        "hopskipjump": hopskipjump,
+        "noise": noise,
+        "pgd": pgd,
+        "sigma-zero": sigma_zero,
+        "transfer": transfer,
+        **{name: alone(arm) for name, arm in ARMS.items()},
+    }.items()
 }
 
 

@@ -20,7 +20,7 @@ def noise(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, rng: G
     A control: where it fools what gradients cannot, the gradients lie (Athalye et al., 2018,
     https://arxiv.org/abs/1802.00420).
     """
-    best, least = x.clone(), torch.full((len(x),), float("inf"), device=x.device)
+    best, least = x.clone(), torch.full((len(x),), float("inf"), device=x.device, dtype=torch.float32)
     for _ in range(draws):
         x_adv = moved(x, sample(x, threat, rng), threat)
         margin = margins(model(x_adv).float(), y)

@@ -74,15 +74,32 @@ def minimum_norm(
             break
         wave = (1 + math.cos(math.pi * i / steps)) / 2
         gamma = GAMMA[1] + (GAMMA[0] - GAMMA[1]) * wave
-        there = to_hyperplane(grad, margin.detach().clamp_min(0), threat, (box[0] - delta, box[1] - delta))
-        promised = far + OVERSHOOT * distance(torch.zeros_like(there), there, threat)
-        unknown = torch.minimum(promised, 2 * radius)
+        promised = _promised(grad, margin.detach(), far, delta, threat, box, unknown=~best.isfinite())
         known = torch.where(margin < 0, best * (1 - gamma), radius * (1 + gamma))
-        radius = torch.where(best.isfinite(), known, unknown)
+        radius = torch.where(best.isfinite(), known, torch.minimum(promised, 2 * radius))
         radius = torch.minimum(radius, best * (1 - GAMMA[1])).clamp_min(1e-6 * threat.eps).detach()
         share = LAST + (FIRST - LAST) * wave
         delta = _step(delta, grad, threat, box, share, radius)
     return best, torch.where(per_sample(best.isfinite(), like=x), nearest, x_adv.detach())
+
+
+def _promised(
+    grad: Tensor, margin: Tensor, far: Tensor, delta: Tensor, threat: ThreatModel, box: Limits, *, unknown: Tensor
+) -> Tensor:
+    """How far each sample goes by what its margin and its slope promise: [B]; told at least where it is unknown [B].
+
+    In L-inf each sample's way is found by itself. In the other norms one round of filling more, for the sake of another
+    sample, may move its last bit: there it is all or none.
+    """
+    promised = torch.full_like(far, float("inf"))
+    if not unknown.any():
+        return promised
+    alone = threat.norm in ("linf", "unbounded") and not unknown.all()
+    rows = unknown.nonzero().flatten() if alone else slice(None)
+    within = box[0][rows] - delta[rows], box[1][rows] - delta[rows]
+    there = to_hyperplane(grad[rows], margin[rows].clamp_min(0), threat, within)
+    promised[rows] = far[rows] + OVERSHOOT * distance(torch.zeros_like(there), there, threat)
+    return promised
 
 
 def _step(delta: Tensor, grad: Tensor, threat: ThreatModel, box: Limits, share: float, radius: Tensor) -> Tensor:

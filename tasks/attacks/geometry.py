@@ -7,6 +7,7 @@ L-inf) the radius allow is one pair of limits on delta, and every move below res
 import torch
 from torch import Generator, Tensor
 
+from tasks.attacks.features import mask_of, scale_of
 from tasks.attacks.threat import ThreatModel
 
 TINY = 1e-12
@@ -40,7 +41,7 @@ def distance(x: Tensor, x_adv: Tensor, threat: ThreatModel) -> Tensor:
     delta = x_adv - x
     moved = _length(delta / scale_of(threat, delta) if threat.scale else delta, threat)
     if threat.mask is not None:
-        frozen = (delta * ~_feature_mask(threat, delta)).flatten(1).abs().amax(1) > 0
+        frozen = (delta * ~mask_of(threat, delta)).flatten(1).abs().amax(1) > 0
         moved = moved.masked_fill(frozen, float("inf"))
     return moved
 
@@ -61,7 +62,7 @@ def limits(x: Tensor, threat: ThreatModel) -> Limits:
         reach = threat.eps * scale_of(threat, x) if threat.scale else torch.as_tensor(threat.eps).to(x)
         low, high = torch.maximum(low, -reach), torch.minimum(high, reach)
     if threat.mask is not None:
-        mask = _feature_mask(threat, x)
+        mask = mask_of(threat, x)
         low, high = low * mask, high * mask
     return low, high
 
@@ -319,14 +320,3 @@ def _length(delta: Tensor, threat: ThreatModel) -> Tensor:
         return changed.flatten(1).sum(1).to(delta.dtype)
     length: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=1 if threat.norm == "l1" else 2, dim=1)
     return length
-
-
-def scale_of(threat: ThreatModel, like: Tensor) -> Tensor:
-    """The threat's scale, [1, ...], or 1."""
-    if threat.scale is None:
-        return torch.ones((), dtype=like.dtype, device=like.device)
-    return torch.tensor(threat.scale, dtype=like.dtype, device=like.device).view(1, *like.shape[1:])
-
-
-def _feature_mask(threat: ThreatModel, like: Tensor) -> Tensor:
-    return torch.tensor(threat.mask, device=like.device).view(1, *like.shape[1:])

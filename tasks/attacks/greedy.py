@@ -37,23 +37,49 @@ def _grow(search: Search, rows: Tensor, width: int) -> None:
         promised = torch.cat(gains, 1)
         taken = torch.zeros_like(promised) if taken is None else taken[left]
         best = (promised - taken).topk(min(width, promised.shape[1]), dim=1).indices
-        count, units = best.shape[1], gains[0].shape[1]
-        unit, which = best % units, best >= units
-        chosen = torch.zeros_like(promised[:, None, :units], dtype=torch.bool).repeat(1, count, 1)
-        chosen = _spread(search, chosen.scatter(2, unit.unsqueeze(2), True).flatten(0, 1))
-        corner = torch.where(
-            per_sample(which.flatten(), like=chosen),
-            away.repeat_interleave(count, 0),
-            towards.repeat_interleave(count, 0),
-        )
-        tried = torch.where(chosen, corner, delta.repeat_interleave(count, 0))
-        if not sparse:
-            tried = project(tried, search.threat, search.within(rows.repeat_interleave(count)))
-        lowest = search.ask(rows.repeat_interleave(count), tried).view(len(rows), count).argmin(1)
+        delta, unit = _lowered(search, rows, delta, (towards, away), best, gains[0].shape[1])
         at = torch.arange(len(rows), device=rows.device)
-        delta = tried[at * count + lowest]
-        for half in (0, units):  # a feature once changed is not offered again, at either bound
-            taken[at, unit[at, lowest] + half] = float("inf")
+        for half in (0, gains[0].shape[1]):  # a feature once changed is not offered again, at either bound
+            taken[at, unit + half] = float("inf")
+
+
+def _lowered(
+    search: Search, rows: Tensor, delta: Tensor, corners: tuple[Tensor, Tensor], best: Tensor, units: int
+) -> tuple[Tensor, Tensor]:
+    """Delta [R, ...] with the change that lowers the margin the most, and its unit [R].
+
+    best [R, C] names the changes that are tried: a unit, or units + a unit, whose features go to the first or to the
+    second of the corners [R, ...]. Of a sample only as many are laid out at once as pass through the model, or twice as
+    many where they are projected: a projection's last bit may follow from the others beside it.
+    """
+    room = search.batch if search.threat.norm.startswith("l0") else 2 * search.batch
+    at = torch.arange(len(rows), device=rows.device)
+    least, found, unit = None, delta, best[:, 0] % units
+    for part in best.split(room, dim=1):
+        count = part.shape[1]
+        tried = _tried(search, rows, delta, corners, part, units)
+        margin = search.ask(rows.repeat_interleave(count), tried).view(len(rows), count)
+        lowest = margin.argmin(1)
+        less = torch.ones_like(at, dtype=torch.bool) if least is None else margin[at, lowest] < least
+        least = margin[at, lowest] if least is None else torch.where(less, margin[at, lowest], least)
+        found = torch.where(per_sample(less, like=delta), tried[at * count + lowest], found)
+        unit = torch.where(less, part[at, lowest] % units, unit)
+    return found, unit
+
+
+def _tried(
+    search: Search, rows: Tensor, delta: Tensor, corners: tuple[Tensor, Tensor], best: Tensor, units: int
+) -> Tensor:
+    """Delta with each of these changes in turn: [R * C, ...]."""
+    count = best.shape[1]
+    chosen = torch.zeros(len(rows) * count, units, dtype=torch.bool, device=rows.device)
+    chosen = _spread(search, chosen.scatter(1, best.flatten().unsqueeze(1) % units, True))
+    first, second = (corner.repeat_interleave(count, 0) for corner in corners)
+    corner = torch.where(per_sample(best.flatten() >= units, like=chosen), second, first)
+    tried = torch.where(chosen, corner, delta.repeat_interleave(count, 0))
+    if search.threat.norm.startswith("l0"):
+        return tried
+    return project(tried, search.threat, search.within(rows.repeat_interleave(count)))
 
 
 def _units(search: Search, gain: Tensor) -> Tensor:

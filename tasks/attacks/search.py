@@ -46,7 +46,7 @@ class Search:
         self.box = limits(x, threat.model_copy(update={"norm": "unbounded"}))  # without the radius
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.settled = torch.full_like(y, OPEN)  # the class at nearest, where whoever judges in the end has given it
-        self.margin = torch.full((len(x),), float("inf"), device=x.device)
+        self.margin = torch.full((len(x),), float("inf"), device=x.device, dtype=torch.float32)
         self.nearest = x.clone()
         self.broken = False  # met logits that are not finite
         self.steps, self.level = 0, torch.zeros((), dtype=torch.long, device=x.device)  # made by rows; without a slope

@@ -60,6 +60,6 @@ def sparsest(
         best = torch.where(per_sample(better, like=x), x_adv.detach(), best)
         grad = grad / per_sample(grad.flatten(1).abs().amax(1).clamp_min(1e-12), like=grad)
         delta = (delta - rate * grad).clamp(low, high)
-        cut = (cut + torch.where(wrong, 0.01 * rate, -0.01 * rate)).clamp(0, 1)
+        cut = (cut + torch.where(wrong, 0.01 * rate, -0.01 * rate).to(cut)).clamp(0, 1)
         delta = delta.masked_fill(delta.abs() < per_sample(cut, like=delta), 0.0)
     return fewest, torch.where(per_sample(fewest.isfinite(), like=x), best, moved(x, delta, threat))

@@ -1,5 +1,7 @@
 """Square attack: random search with the model's scores alone."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -51,7 +53,7 @@ def square(
 
 def _window_share(query: Tensor, horizon: int, p: float) -> Tensor:
     """The window's share of the input at each sample's number of queries so far: [R]."""
-    done = (query % horizon) / horizon
+    done = (query % horizon).float() / horizon
     halvings = sum((done > at).float() for at in HALVE_AFTER)
     return p / 2**halvings
 
@@ -64,17 +66,18 @@ def _changed(search: Search, rows: Tensor, delta: Tensor, p: Tensor) -> Tensor:
     if threat.norm in ("linf", "unbounded"):
         return torch.where(window, farthest(signs.expand_as(delta), threat, within), delta)
     if threat.norm.startswith("l0"):
-        fresh = farthest(torch.randn(delta.shape, generator=search.rng, device=delta.device), threat, within)
+        drawn = torch.randn(delta.shape, generator=search.rng, device=delta.device, dtype=torch.float32)
+        fresh = farthest(drawn, threat, within)
         swapped = torch.where(window, fresh, delta)
         return project(swapped, threat, within)
     signs, emptied = signs.sign(), _window(search, delta, p)
     kept = delta.masked_fill(emptied, 0.0)
-    whole = l2(delta) / per_sample(window.flatten(1).sum(1).clamp_min(1).sqrt(), like=delta)
+    whole = l2(delta) / per_sample(window.flatten(1).sum(1).clamp_min(1).float().sqrt(), like=delta)
     direction = torch.where(window, whole * signs + kept, kept)
     if threat.norm == "l1":
         return project(2 * direction, threat, within)
     local = torch.where(window, _moved_in(threat.eps, delta, window, emptied, signs), kept)
-    chosen = torch.rand(len(delta), generator=search.rng, device=delta.device) < LOCAL
+    chosen = torch.rand(len(delta), generator=search.rng, device=delta.device, dtype=torch.float32) < LOCAL
     return farthest(torch.where(per_sample(chosen, like=delta), local, direction), threat, within)
 
 
@@ -96,16 +99,15 @@ def _channels(delta: Tensor) -> tuple[int, ...]:
 
 def _window(search: Search, delta: Tensor, p: Tensor) -> Tensor:
     """One window per sample: a square of images, a random share of the features of rows: bool [B, ...]."""
-    rng, device = search.rng, delta.device
+    device = delta.device
+    uniform = partial(torch.rand, generator=search.rng, device=device, dtype=torch.float32)
     if delta.ndim < 3:
-        draw = torch.rand(delta.shape, generator=rng, device=device).flatten(1)
+        draw = uniform(delta.shape).flatten(1)
         count = (p * draw.shape[1]).long().clamp_min(1) - 1
         return (draw <= draw.sort(1).values.gather(1, count.unsqueeze(1))).view_as(delta)
     height, width = delta.shape[-2:]
     side = (p * height * width).sqrt().round().clamp(1, min(height, width))
-    top, left = (
-        (torch.rand(len(delta), generator=rng, device=device) * (room - side + 1)).floor() for room in (height, width)
-    )
+    top, left = ((uniform(len(delta)) * (room - side + 1)).floor() for room in (height, width))
     in_rows, in_columns = (
         (place >= start[:, None]) & (place < (start + side)[:, None])
         for place, start in ((torch.arange(height, device=device), top), (torch.arange(width, device=device), left))

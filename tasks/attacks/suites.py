@@ -1,7 +1,9 @@
 """The suites that ship: the ordered attacks with all their parameters."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from pydantic import BaseModel
 
 from tasks.attacks.config import AttackConfig, End, Suite
 from tasks.attacks.threat import Norm
@@ -173,14 +175,30 @@ SUITES: dict[str, Suite] = {
 
 
 def as_suite(suite: "str | Suite | Sequence[str | AttackConfig]") -> Suite:
-    """A suite from its name, or from a list of attacks. Raises UnknownPart before anything runs."""
+    """A suite from its name, or from a list of attacks. Raises UnknownPart or WrongInput before anything runs."""
     if isinstance(suite, str):
         suite = lookup("suite", suite, SUITES)
     if not isinstance(suite, Suite):
-        if not suite:
-            raise WrongInput("an empty list of attacks measures nothing. Write suite='standard'.")
-        attacks = tuple(AttackConfig(name=a) if isinstance(a, str) else a for a in suite)
-        suite = Suite(name="custom", attacks=attacks)
+        suite = Suite(name="custom", attacks=_listed(suite))
     for attack in suite.attacks:
         attack.function()
     return suite
+
+
+def _listed(attacks: object) -> tuple[AttackConfig, ...]:
+    """The attacks of a list, in which a name stands for the attack with its defaults. Raises WrongInput."""
+    if not isinstance(attacks, Iterable) or isinstance(attacks, Mapping | BaseModel | bytes):
+        raise WrongInput(
+            f"suite is a {type(attacks).__name__}. Write suite='standard', a Suite, or a list, e.g. suite=['pgd']."
+        )
+    rows = []
+    for attack in attacks:
+        if not isinstance(attack, str | AttackConfig | Mapping):
+            raise WrongInput(
+                f"the suite holds {attack!r}, a {type(attack).__name__}. Write an attack's name, an AttackConfig, or "
+                "for one of your own 'package.module:function'."
+            )
+        rows.append(AttackConfig(name=attack) if isinstance(attack, str) else AttackConfig.model_validate(attack))
+    if not rows:
+        raise WrongInput("an empty list of attacks measures nothing. Write suite='standard'.")
+    return tuple(rows)

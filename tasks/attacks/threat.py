@@ -12,12 +12,20 @@ NAMES: dict[Norm, str] = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0", "
 
 
 def _as_written_in_papers(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(Fraction(value.strip()))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{value!r} is no radius. Write 0.03 or '8/255'.") from None
+    radius = value
+    if isinstance(value, str):
+        try:
+            radius = float(Fraction(value.strip()))
+        except (ValueError, ZeroDivisionError):
+            radius = math.nan
+    if isinstance(radius, float) and math.isnan(radius):
+        raise ValueError(f"eps={value!r} is no radius. Write 0.03 or '8/255'.")
+    if isinstance(radius, int | float) and radius <= 0:
+        raise ValueError(
+            f"eps={value!r} allows no change, so any model would look robust. Write a radius above 0, e.g. '8/255'; "
+            "accuracy without an attacker stands beside every result as clean_accuracy."
+        )
+    return radius
 
 
 Radius = Annotated[

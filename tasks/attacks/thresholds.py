@@ -10,8 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from tasks.attacks.features import scale_of
 from tasks.attacks.front import shown
-from tasks.attacks.geometry import HALVINGS, TINY, Limits, Radius, limits, moved, per_sample, scale_of, total
+from tasks.attacks.geometry import HALVINGS, TINY, Limits, Radius, limits, moved, per_sample, total
 from tasks.attacks.threat import Norm, ThreatModel
 
 FINE: dict[Norm, float] = {"l2": 1 / 4, "l1": 1 / 32}  # of the way that a feature mostly goes: what moves is smooth

@@ -15,7 +15,7 @@ from tasks.attacks.geometry import farthest, limits, moved, sample, within_radiu
 from tasks.errors import WrongInput
 from tasks.lookup import did_you_mean
 from tasks.metrics.cell import BLOCK
-from tasks.metrics.draws import generator
+from tasks.metrics.draws import generator, seed_all
 from tasks.metrics.isolation import PROBE, Meter, home, untouched
 from tasks.metrics.outcomes import measure
 from tasks.statistics import Share
@@ -209,9 +209,9 @@ def _layer(model: nn.Module, name: str | None) -> nn.Module | None:
 @torch.no_grad()
 def _check_steady(meter: Meter, x: Tensor) -> None:
     """Raise WrongInput for a model that answers at random, or by the global seed."""
-    torch.manual_seed(0)
+    seed_all(0)
     first = meter.once(x)
-    torch.manual_seed(1)
+    seed_all(1)
     if not torch.allclose(first, meter.once(x), rtol=1e-3, atol=1e-4, equal_nan=True):
         raise WrongInput(
             "the model answers at random, so no example that is hidden in it is sure to stay where it is. "

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,12 +12,12 @@ from torch import Tensor
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.attacks.arms import SOFT
 from tasks.attacks.geometry import inside
-from tasks.attacks.search import OPEN, Search, sloped
+from tasks.attacks.search import OPEN, Search, at_once, sloped
 from tasks.metrics.budget import violation
-from tasks.metrics.draws import generator
+from tasks.metrics.draws import generator, seed_all
 from tasks.metrics.engine import Engine
 from tasks.metrics.foreign import ATTACK_SECONDS
-from tasks.metrics.isolation import Coarse, Meter
+from tasks.metrics.isolation import MANY_ROWS, Coarse, Meter, answering
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 from tasks.metrics.tally import Tally
 
@@ -83,7 +84,7 @@ def attack_cell(
     limit. tell(attack, standing) is called as it goes on. attack_seconds as in measure().
     """
     started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
-    torch.manual_seed(generator(CPU, seed, "model", number).initial_seed())  # of models that draw
+    seed_all(generator(CPU, seed, "model", number).initial_seed())  # of models that draw
     if meter.reseed is not None:
         meter.reseed = generator(CPU, seed, "answers", number)
     clean, prediction, slopes = _opened(meter, x, y, follows=warm is None and _descends(suite, threat))
@@ -124,14 +125,16 @@ def attack_cell(
 
 
 def _opened(meter: Meter, x: Tensor, y: Tensor, *, follows: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits [N, C], classes [N], and the slopes [N, ...] where they are followed and one answer is like another."""
-    if not follows or meter.draws > 1:
+    """Logits [N, C], classes [N], and the slopes [N, ...] where they are followed and one answer is like another.
+
+    Raises ModelRejected where the model does not answer.
+    """
+    if follows and meter.draws == 1:
+        with suppress(Exception):  # what cannot be differentiated can still answer; the attacks say what they met
+            logits, slopes = sloped(meter, x, y)
+            return logits, logits.argmax(1), slopes
+    with answering(x, also=MANY_ROWS):
         return *judged(meter, x), None
-    try:
-        logits, slopes = sloped(meter, x, y)
-    except Exception:  # what cannot be differentiated can still answer; the attacks say what they met
-        return *judged(meter, x), None
-    return logits, logits.argmax(1), slopes
 
 
 def _descends(suite: Suite, threat: ThreatModel) -> bool:
@@ -198,8 +201,8 @@ def known_cell(
 def judged(meter: Meter, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [N, C] and classes [N]; of a model that answers at random their mean, and the class of most answers."""
     if meter.draws == 1:
-        logits = torch.cat([meter(part) for part in x.split(BLOCK)])
+        logits = torch.cat([meter(part) for part in x.split(at_once(x))])
         return logits, logits.argmax(1)
-    asked = ([meter.once(part) for part in x.split(BLOCK)] for _ in range(VOTES * meter.draws))
+    asked = ([meter.once(part) for part in x.split(at_once(x))] for _ in range(VOTES * meter.draws))
     answers = torch.stack([torch.cat(parts) for parts in asked])
     return answers.mean(0), answers.argmax(2).mode(0).values

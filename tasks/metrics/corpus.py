@@ -53,7 +53,7 @@ class Corpus:
     def empty(cls, shape: Sequence[int], *, data_digest: str, threat: ThreatModel) -> "Corpus":
         """A corpus without examples, for samples of this shape."""
         none = torch.zeros(0, dtype=torch.int64)
-        return cls(none, torch.zeros(0, *shape), none, none, data_digest, threat)
+        return cls(none, torch.zeros(0, *shape, dtype=torch.float32), none, none, data_digest, threat)
 
     def with_found(self, version: int, rows: Tensor, x_adv: Tensor, y: Tensor, *, per_row: int = 4) -> "Corpus":
         """With what fooled this version: rows [F] in the split, x_adv [F, ...], y [F]; at most per_row of each row.
@@ -169,7 +169,7 @@ def begin_at(model: nn.Module, corpus: Corpus, x: Tensor, *, y: Tensor, rows: Te
         return begin
     stored = corpus.x_adv[mine]
     _, margin, _ = answers(model, [stored], y.cpu().long()[sample], seed=seed)
-    least = torch.full((len(x),), float("inf")).scatter_reduce(0, sample, margin, "amin")
+    least = torch.full((len(x),), float("inf"), dtype=torch.float32).scatter_reduce(0, sample, margin, "amin")
     place = torch.where(margin == least[sample], torch.arange(len(mine)), len(mine))
     first = torch.full((len(x),), len(mine)).scatter_reduce(0, sample, place, "amin")
     has = first < len(mine)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from pydantic import BaseModel
@@ -13,12 +12,13 @@ from tasks.attacks import ThreatModel
 from tasks.attacks.crossings import smallest_crossings
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
+from tasks.attacks.search import at_once
 from tasks.metrics.cell import BLOCK, CPU, judged
 from tasks.metrics.code import grounds
-from tasks.metrics.draws import generator
+from tasks.metrics.draws import generator, seed_all
 from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import AttackOutcome, Outcomes
-from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
+from tasks.metrics.store import CellStore, Entry, tensor_digest
 from tasks.redact import told
 from tasks.statistics import Share
 
@@ -90,7 +90,7 @@ def _searched(
     correct, fooled = outcomes.clean_correct.to(device), outcomes.fooled.to(device)
     away, x_adv, blocks = torch.zeros(len(x), dtype=dtype, device=device), outcomes.x_adv.to(device).clone(), []
     with untouched(model) as meter:
-        search = _search(meter, x, y, outcomes, store, weights)
+        search = _search(meter, x, y, outcomes, store, weights, tensor_digest(x, y) if store is not None else "")
         for number, block in enumerate(torch.arange(len(x), device=device).split(BLOCK)):
             rows = block[correct[block]]
             if not len(rows):
@@ -100,7 +100,7 @@ def _searched(
             fell = (away[rows] <= threat.eps) & ~fooled[rows]
             x_adv[rows[fell]] = blocks[-1].x_adv.to(x)[fell]
         started, forward = time.perf_counter(), meter.forward_samples
-        torch.manual_seed(generator(CPU, outcomes.seed, NAME, "judge").initial_seed())
+        seed_all(generator(CPU, outcomes.seed, NAME, "judge").initial_seed())
         prediction = judged(meter, x_adv)[1]
     known = outcomes.fooled.to(device) & correct
     late = (prediction != y) & ~fooled & (distance(x, x_adv, threat) <= threat.eps) & correct
@@ -119,60 +119,52 @@ def _searched(
 
 
 def search_block(
-    model: nn.Module, x: Tensor, y: Tensor, number: int, *, outcomes: Outcomes, store: CellStore, weights: str
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    number: int,
+    *,
+    outcomes: Outcomes,
+    store: CellStore,
+    weights: str,
+    samples: str,
 ) -> None:
     """Make the curve's search on one block of x [N, ...], y [N], so that security_curve() finds it in the store.
 
-    outcomes are those of this block's samples alone.
+    x, y as at_home() gives them, samples the digest of both; outcomes are those of this block's samples alone.
     """
-    x, y = at_home(model, x, y)
     device, correct = x.device, outcomes.clean_correct.to(x.device)
-    rows = torch.arange(len(x), device=device).split(BLOCK)[number][correct]
+    rows = torch.arange(number * BLOCK, min((number + 1) * BLOCK, len(x)), device=device)[correct]
     if len(rows) and outcomes.threat.norm != "unbounded":
         with untouched(model) as meter:
-            search = _search(meter, x, y, outcomes, store, weights)
+            search = _search(meter, x, y, outcomes, store, weights, samples)
             search(rows, outcomes.nearest.to(device)[correct], number=number)
 
 
 def _search(
-    meter: Meter, x: Tensor, y: Tensor, outcomes: Outcomes, store: CellStore | None, weights: str
+    meter: Meter, x: Tensor, y: Tensor, outcomes: Outcomes, store: CellStore | None, weights: str, samples: str
 ) -> Callable[..., Smallest]:
     """The search on some rows [R] of x, y as a function of them, their nearest points known and their block's number.
 
-    It looks into the store first, if there is one. What it returns follows from rows of that one block alone.
+    It looks into the store first, if there is one, and compares samples only where nothing is found there. samples is
+    the digest of x and y: among all of them the rows find those of another class.
     """
     meter.draws, threat = outcomes.draws, outcomes.threat
-    search: Callable[..., Smallest] = partial(_smallest, meter, threat=threat)
-    if store is not None and weights:
-        facts = {"stage": "curve", "weights": weights, "threat": threat.digest, "seed": outcomes.seed}
-        search = partial(_known, store, {**facts, "draws": meter.draws, **grounds(meter, x)}, search)
+    facts = {"stage": "curve", "weights": weights, "threat": threat.digest, "seed": outcomes.seed, "all": samples}
+    facts |= {"draws": meter.draws, **grounds(meter, x)}
 
     def of(rows: Tensor, nearest: Tensor, *, number: int) -> Smallest:
-        begin = {NEARBY: nearest, ELSEWHERE: (x[rows] + _of_another_class(x, y, rows)) / 2}
-        return search(x[rows], y[rows], begin, seed=outcomes.seed, number=number)
+        def search() -> Smallest:
+            begin = {NEARBY: nearest, ELSEWHERE: (x[rows] + _of_another_class(x, y, rows)) / 2}
+            return _smallest(meter, x[rows], y[rows], begin, threat=threat, seed=outcomes.seed, number=number)
+
+        if store is None or not weights:
+            return search()
+        own = {**facts, "cell": number, "samples": tensor_digest(x[rows], y[rows], nearest)}
+        found: Smallest = store.once(own, search, save=Entry.of, load=lambda entry: Smallest(**entry.fields))
+        return found
 
     return of
-
-
-def _known(
-    store: CellStore,
-    facts: Facts,
-    search: Callable[..., Smallest],
-    x: Tensor,
-    y: Tensor,
-    begin: Mapping[int, Tensor],
-    *,
-    seed: int,
-    number: int,
-) -> Smallest:
-    """What the search returns, from the store where it is there. facts are those that all blocks share."""
-    found: Smallest = store.once(
-        {**facts, "cell": number, "samples": tensor_digest(x, y, *begin.values())},
-        partial(search, x, y, begin, seed=seed, number=number),
-        save=Entry.of,
-        load=lambda entry: Smallest(**entry.fields),
-    )
-    return found
 
 
 def _smallest(
@@ -180,17 +172,29 @@ def _smallest(
 ) -> Smallest:
     """The search on x [R, ...], y [R]: begin holds, by the number of steps, the points [R, ...] to go out from."""
     started, forward, backward = time.perf_counter(), meter.forward_samples, meter.backward_samples
-    torch.manual_seed(generator(CPU, seed, NAME, number).initial_seed())  # of models that draw
-    found = [minimum_norm(meter, x, y, threat=threat, steps=steps, start=start) for steps, start in begin.items()]
-    found.append(smallest_crossings(meter, x, y, threat=threat))
-    smallest, which = torch.stack([away for away, _ in found]).min(0)
+    seed_all(generator(CPU, seed, NAME, number).initial_seed())  # of models that draw
+    found = [
+        _nearest_fooling(meter, x[part], y[part], {steps: start[part] for steps, start in begin.items()}, threat)
+        for part in torch.arange(len(x), device=x.device).split(at_once(x))
+    ]
+    distance, x_adv = (torch.cat(parts) for parts in zip(*found, strict=True))
     return Smallest(
-        distance=smallest,
-        x_adv=torch.stack([x_adv for _, x_adv in found])[which, torch.arange(len(x), device=x.device)],
+        distance=distance,
+        x_adv=x_adv,
         forward_samples=meter.forward_samples - forward,
         backward_samples=meter.backward_samples - backward,
         seconds=time.perf_counter() - started,
     )
+
+
+def _nearest_fooling(
+    meter: Meter, x: Tensor, y: Tensor, begin: Mapping[int, Tensor], threat: ThreatModel
+) -> tuple[Tensor, Tensor]:
+    """How far the nearest fooling point is that was found, [R], and the point, [R, ...]."""
+    found = [minimum_norm(meter, x, y, threat=threat, steps=steps, start=start) for steps, start in begin.items()]
+    found.append(smallest_crossings(meter, x, y, threat=threat))
+    smallest, which = torch.stack([away for away, _ in found]).min(0)
+    return smallest, torch.stack([x_adv for _, x_adv in found])[which, torch.arange(len(x), device=x.device)]
 
 
 def _of_another_class(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:

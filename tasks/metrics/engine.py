@@ -191,7 +191,8 @@ class Engine:
         margin = self.search.margin[rows]
         place, turns = margin / margin.median().clamp_min(1e-12), tally.turns[rows]
         place = place + turns if config.near is None else (place + config.near) * (1 + turns)
-        some = torch.rand(len(rows), generator=tally.rng, device=rows.device).argsort()[: round(FAR * count)]
+        drawn = torch.rand(len(rows), generator=tally.rng, device=rows.device, dtype=torch.float32)
+        some = drawn.argsort()[: round(FAR * count)]
         place[some] = -1.0
         chosen = rows[place.argsort(stable=True)[:count]]
         tally.turns[chosen] += 1

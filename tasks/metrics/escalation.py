@@ -19,7 +19,7 @@ from tasks.errors import WrongInput
 from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.curve import CurvePoint, security_curve
-from tasks.metrics.draws import generator
+from tasks.metrics.draws import generator, seed_all
 from tasks.metrics.engine import GLANCE
 from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
@@ -60,7 +60,7 @@ def examine(
     x, y = at_home(model, x, y)
     with untouched(model) as meter:
         meter.draws = outcomes.draws
-        torch.manual_seed(generator(torch.device("cpu"), outcomes.seed, "signs").initial_seed())
+        seed_all(generator(torch.device("cpu"), outcomes.seed, "signs").initial_seed())
         probe = _probe(meter, meter, x, y, outcomes, curve)
         first = questions.ask(probe)
         passes = meter.passes
@@ -162,14 +162,20 @@ def _restarts(search: Search, rows: Tensor) -> None:
 
 
 def _losses(search: Search, rows: Tensor) -> None:
-    x_adv = apgd_ce(search.model, search.x[rows], search.y[rows], threat=search.threat, rng=search.rng, steps=50)
-    search.look(rows, x_adv)
+    _look(search, rows, partial(apgd_ce, steps=50))
     if len(still := search.standing()):
         arms.fab(search, still, steps=20, count=3)
 
 
+def _look(search: Search, rows: Tensor, attack: Callable[..., Tensor]) -> None:
+    """What a plain attack function returns, noted; it is given as many samples as pass through the model at once."""
+    for part in rows.split(search.batch):
+        x_adv = attack(search.model, search.x[part], search.y[part], threat=search.threat, rng=search.rng)
+        search.look(part, x_adv)
+
+
 def _without_gradients(search: Search, rows: Tensor, *, queries: int) -> None:
-    search.look(rows, noise(search.model, search.x[rows], search.y[rows], threat=search.threat, rng=search.rng))
+    _look(search, rows, noise)
     for _ in range(2):  # from stripes, then from the nearest point that is known
         square(search, search.standing(), queries=queries, burst=queries // 2, horizon=queries // 2)
 
@@ -186,10 +192,11 @@ def _escalated(
     for number, rows in enumerate(standing.split(BLOCK) if len(standing) else ()):
         rng = generator(x.device, outcomes.seed, "escalation", name, number)
         search = Search(view, x[rows], y[rows], threat=outcomes.threat, rng=rng, straight=outcomes.straight)
-        search.look(search.standing(), outcomes.nearest.to(x)[rows][search.standing()], inside=True)
+        known = search.standing()
+        search.look(known, outcomes.nearest[rows.cpu()].to(x)[known], inside=True)
         try:
-            if len(known := search.standing()):
-                attempt(search, known)
+            if len(still := search.standing()):
+                attempt(search, still)
         except Exception as failure:  # the model may raise anything; what was found until then counts
             problems.append(f"escalation: {name}: raised {told(failure)}")
         nearest[rows.cpu()], margin[rows.cpu()] = search.nearest.to(nearest), search.margin.to(margin)

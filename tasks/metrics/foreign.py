@@ -11,6 +11,7 @@ from tasks.attacks import ATTACKS, AttackConfig
 from tasks.attacks.search import Search
 from tasks.metrics.budget import violation
 from tasks.metrics.child import Result, can_fork, in_child
+from tasks.metrics.draws import draw_on, drawn
 from tasks.metrics.isolation import Meter
 
 ATTACK_SECONDS = 600.0  # that an attack of the user's own may take for the samples of one cell
@@ -30,8 +31,7 @@ def attack_function(
     another: bool [N]. Raises Misbehaved for what leaves ball or box, and Stopped after so many seconds.
     """
     x, y = search.x[rows], search.y[rows]
-    shown = _Overheard(model, search, rows)
-    attack = partial(config.function(), shown, x.clone(), y.clone(), threat=search.threat, rng=search.rng)
+    attack = partial(_in_parts, search, rows, config.function(), model)
     if config.name in ATTACKS:
         x_adv = attack()
     elif can_fork():
@@ -54,18 +54,32 @@ def attack_function(
     return silent
 
 
-def _apart(attack: Callable[[], Tensor], search: Search, rows: Tensor, meter: Meter, seconds: float) -> Tensor:
-    """What the attack returns, from a process of its own; what it met, spent and drew there counts here."""
-    draws = {"rng": search.rng, "reseed": meter.reseed}
-
-    def work() -> Result:
-        x_adv = attack()
+def _in_parts(search: Search, rows: Tensor, function: Callable[..., Tensor], model: nn.Module) -> Tensor:
+    """What the function returns, which is given as many of the samples as pass through the model at once."""
+    found = []
+    for part in rows.split(search.batch):
+        shown = _Overheard(model, search, part)
+        x_adv = function(shown, search.x[part], search.y[part], threat=search.threat, rng=search.rng)
         if not isinstance(x_adv, Tensor):
             raise TypeError(f"returned {type(x_adv).__name__}, not a tensor")
+        if x_adv.shape[1:] != search.x.shape[1:]:
+            return x_adv  # whoever measures it says so
+        found.append(x_adv)
+    return torch.cat(found)
+
+
+def _apart(attack: Callable[[], Tensor], search: Search, rows: Tensor, meter: Meter, seconds: float) -> Tensor:
+    """What the attack returns, from a process of its own; what it met, spent and drew there counts here."""
+    draws, begun = {"rng": search.rng, "reseed": meter.reseed}, drawn()
+
+    def work() -> Result:
+        draw_on(begun)  # in a copy of the process Python's own generator begins anew
+        x_adv = attack()
         seen = {"seen/" + name: getattr(search, name)[rows] for name in SEEN}
         states = {"drawn/" + name: rng.get_state() for name, rng in draws.items() if rng is not None}
         tensors = {"x_adv": x_adv, "drawn": torch.get_rng_state(), **seen, **states}
-        return tensors, {"passes": (meter.forward_samples, meter.backward_samples), "broken": search.broken}
+        passes = meter.forward_samples, meter.backward_samples
+        return tensors, {"passes": passes, "broken": search.broken, "drawn": drawn()}
 
     tensors, values = in_child(work, seconds=seconds)
     for name in SEEN:
@@ -74,6 +88,7 @@ def _apart(attack: Callable[[], Tensor], search: Search, rows: Tensor, meter: Me
         if rng is not None:
             rng.set_state(tensors["drawn/" + name])
     torch.set_rng_state(tensors["drawn"])
+    draw_on(values["drawn"])
     meter.forward_samples, meter.backward_samples = values["passes"]
     search.broken = values["broken"]
     return tensors["x_adv"]

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from tasks.attacks import SUITES, Suite, ThreatModel
 from tasks.errors import ModelRejected, WrongInput
 from tasks.metrics.cell import BLOCK
-from tasks.metrics.isolation import Meter, at_home
+from tasks.metrics.isolation import Meter, answering, at_home
 
 Precision = Literal["auto", "fp32", "bf16"]
 
 SEEDS = (-(2**63), 2**64)  # what torch.manual_seed takes
+USUAL = (1, 3, 4, 5, 8, 10, 16, 32, 64)  # rows that a model may be built for
 WRAP = "Wrap it in a module whose forward(self, x) returns them"
 
 
@@ -74,10 +75,12 @@ def check_suite(suite: Suite, threat: ThreatModel, warm: object, x: Tensor) -> N
 def check_logits(meter: Meter, x: Tensor, y: Tensor) -> None:
     """Raise ModelRejected where the model's answer for two samples is not their logits, a row each."""
     try:
-        logits = meter.once(x[:2])
-    except Exception as error:  # whatever a model raises, its author needs the shape that it was given
+        with answering(x[:2]):
+            logits = meter.once(x[:2])
+    except ModelRejected:
         _check_alone(meter, x[:2])
-        raise ModelRejected(f"the model fails on x {list(x[:2].shape)}: {type(error).__name__}: {error}") from error
+        _check_sizes(meter, x)
+        raise
     if logits.ndim != 2:
         raise ModelRejected(
             f"the model returned {list(logits.shape)} for a batch of {len(x[:2])}; measure() needs logits [B, C]."
@@ -105,6 +108,22 @@ def _check_alone(meter: Meter, x: Tensor) -> None:
         raise ModelRejected(
             f"the model returned a {_kind(answer)}; measure() needs a tensor: return the logits alone, [B, C]. "
             f"{WRAP}, e.g. self.model(x){part}."
+        )
+
+
+def _check_sizes(meter: Meter, x: Tensor) -> None:
+    """Raise ModelRejected for a model that failed because it takes batches of one size only, if that is a usual one."""
+    for n in USUAL:
+        some = x[torch.arange(n, device=x.device) % len(x)]
+        try:
+            meter.once(some)
+        except Exception:  # its own failure, which is told already
+            continue
+        raise ModelRejected(
+            f"the model fails on x {list(x[:2].shape)}, but takes {n} row{'s' * (n > 1)}; measure() needs one that "
+            "takes any number. Build or export it so, or wrap it in a module whose forward(self, x) returns "
+            f"torch.cat([self.model(torch.cat([p, p[:1].expand({n} - len(p), *p.shape[1:])]))[:len(p)] "
+            f"for p in x.split({n})])."
         )
 
 

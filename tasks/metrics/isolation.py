@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,11 +11,15 @@ from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from tasks.errors import ModelRejected
 from tasks.metrics.child import Stopped
+from tasks.metrics.draws import seed_all, untouched_draws
+from tasks.metrics.switches import exact_kernels
 
 PROBE = 32  # samples that are looked at to know what kind of model this is
 WORTH_FLOPS = 5e6  # a sample: below, a pass is bound by overhead and not by arithmetic
 THREADS = 1  # of a pass on the CPU: with another number a product of matrices may differ in its last bits
+MANY_ROWS = ". It must take any number of rows"
 SAME_ANSWERS = 0.9  # of the probe's samples get the same class in bfloat16
 
 
@@ -64,14 +68,6 @@ class Meter(nn.Module):
 
     def _count_backward(self, grad: Tensor) -> None:
         self.backward_samples += len(grad)
-
-
-def seed_all(seed: int) -> None:
-    """torch.manual_seed, which without an accelerator writes the whole stack down for three of them, 2 ms a call."""
-    if torch.accelerator.is_available():
-        torch.manual_seed(seed)
-    else:
-        torch.default_generator.manual_seed(seed)
 
 
 class Coarse(nn.Module):
@@ -136,6 +132,15 @@ def pays_in_bf16(meter: Meter, x: Tensor) -> bool:
     return bool(coarse.isfinite().all()) and same.item() > SAME_ANSWERS
 
 
+@contextmanager
+def answering(x: Tensor, *, also: str = "") -> Iterator[None]:
+    """Raises ModelRejected in place of whatever the model raises on x [B, ...]; also: what else there is to say."""
+    try:
+        yield
+    except Exception as error:  # whatever a model raises, its author needs the shape that it was given
+        raise ModelRejected(f"the model fails on x {list(x.shape)}: {type(error).__name__}: {error}{also}") from error
+
+
 def answers_at_random(meter: Meter, x: Tensor) -> bool:
     """Whether the model gives two answers to one question."""
     with torch.no_grad():
@@ -159,35 +164,81 @@ def at_home(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[Meter]:
-    """The model in evaluation mode with frozen weights, behind a Meter, computing in one thread.
+    """The model in evaluation mode with frozen weights, behind a Meter, computing in one thread, by exact kernels.
 
-    Afterwards mode, requires_grad, .grad, buffers, the global random state and torch's number of threads are as before.
-    The mode is set on every module, because an exported graph refuses .eval().
+    Afterwards mode, requires_grad, .grad, buffers, the global random states and torch's settings are as before.
     """
     modules, parameters = list(model.modules()), list(model.parameters())
-    modes = [module.training for module in modules]
-    flags = [(p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    devices = sorted({p.device.index or 0 for p in parameters if p.device.type == "cuda"})
+    with (
+        untouched_draws(),
+        exact_kernels() if torch.cuda.is_available() else nullcontext(),
+        _one_thread(),
+        _evaluating(modules),
+        _frozen(parameters),
+        _held(modules),
+        torch.enable_grad(),
+    ):
+        yield Meter(model)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        try:
-            torch.set_num_threads(THREADS)
-            for module in modules:
-                module.training = False
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            yield Meter(model)
-        finally:
-            torch.set_num_threads(threads)
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
-            for parameter, (flag, grad) in zip(parameters, flags, strict=True):
-                parameter.requires_grad_(flag)
-                parameter.grad = grad
-            with torch.no_grad():
-                for buffer, before in zip(model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
+    try:
+        torch.set_num_threads(THREADS)
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _evaluating(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """In evaluation mode, set on every module, because an exported graph refuses .eval(); a frozen program has none."""
+    modes = [(module, module.training) for module in modules if hasattr(module, "training")]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    flags = [(p, p.requires_grad, None if p.grad is None else p.grad.clone()) for p in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag, grad in flags:
+            parameter.requires_grad_(flag)
+            parameter.grad = grad
+
+
+@contextmanager
+def _held(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Afterwards each module's buffers are the same tensors of the same values, and there are no others."""
+    held = [(module, dict(module._buffers.items())) for module in modules]
+    values = [[None if b is None else b.clone() for b in buffers.values()] for _, buffers in held]
+    try:
+        yield
+    finally:
+        for (module, buffers), of_module in zip(held, values, strict=True):
+            for name in set(module._buffers.keys()) - buffers.keys():
+                delattr(module, name)
+            for (name, buffer), value in zip(buffers.items(), of_module, strict=True):
+                setattr(module, name, buffer)
+                if buffer is not None and value is not None:
+                    _set(buffer, value)
+
+
+@torch.no_grad()
+def _set(buffer: Tensor, value: Tensor) -> None:
+    if buffer.shape != value.shape:
+        buffer.resize_(value.shape)
+    buffer.copy_(value)
 
 
 def _fast_bf16(device: torch.device) -> bool:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.cell import BLOCK, Cell, attack_cell, known_cell
 from tasks.metrics.code import grounds, own_code
+from tasks.metrics.draws import seed_all
 from tasks.metrics.foreign import ATTACK_SECONDS
 from tasks.metrics.inputs import Precision as Precision
 from tasks.metrics.inputs import check_logits, check_options, check_suite, checked
-from tasks.metrics.isolation import Meter, answers_at_random, pays_in_bf16, untouched
+from tasks.metrics.isolation import MANY_ROWS, PROBE, Meter, answering, answers_at_random, pays_in_bf16, untouched
 from tasks.metrics.store import CellStore, Entry
 from tasks.metrics.tally import Tally
 
@@ -143,7 +144,7 @@ def measure(
 
     x [N, ...] floats within threat.bounds; y [N] class numbers; the model maps x to logits [N, C]. Success and
     budget are judged here, on the returned x_adv, not by the attack. The model is left exactly as it was (mode,
-    requires_grad, .grad, buffers, global random state). Samples are attacked in cells of 512, each with a seed of its
+    requires_grad, .grad, buffers, global random states). Samples are attacked in cells of 512, each with a seed of its
     own: same seed, same result, in whatever order and company the cells are computed.
 
     warm [N, ...] are inputs to begin with, such as the `nearest` of an earlier version's outcomes; brought into the
@@ -164,13 +165,52 @@ def measure(
     suite, (x, y) = as_suite(suite), checked(model, x, y, threat)
     check_options(len(x), seed=seed, precision=precision, draws=draws, attack_seconds=attack_seconds, block=block)
     check_suite(suite, threat, warm, x)
+    return attacked(
+        model,
+        x,
+        y,
+        threat=threat,
+        suite=suite,
+        seed=seed,
+        warm=warm,
+        precision=precision,
+        draws=draws,
+        reseed=reseed,
+        attack_seconds=attack_seconds,
+        progress=progress,
+        store=store,
+        weights=weights,
+        block=block,
+    )
+
+
+def attacked(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    threat: ThreatModel,
+    suite: Suite,
+    seed: int,
+    precision: Precision,
+    attack_seconds: float,
+    warm: Tensor | None = None,
+    draws: int | None = None,
+    reseed: bool = False,
+    progress: bool = False,
+    store: CellStore | None = None,
+    weights: str = "",
+    block: int | None = None,
+) -> Outcomes:
+    """What measure() returns, of arguments that it has checked; x, y as checked() gives them."""
     started = time.perf_counter()
     with untouched(model) as meter, _bar(progress) as bar:
-        torch.manual_seed(seed)
+        seed_all(seed)
         check_logits(meter, x, y)
         meter.reseed = torch.Generator().manual_seed(seed) if reseed else None
-        meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
-        coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
+        with answering(x[:PROBE], also=MANY_ROWS):
+            meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
+            coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
         begun = meter.forward_samples, meter.backward_samples, time.perf_counter() - started
         how: dict[str, Any] = {"threat": threat, "suite": suite, "seed": seed, "coarse": coarse}
         attack: Callable[..., Cell] = partial(
@@ -188,9 +228,8 @@ def _cells(
 ) -> Iterator[Cell]:
     """The result of each block of samples in turn, or of one only, told on the bar."""
     row = bar.add_task(what, total=len(x))
-    for number, (part, labels) in enumerate(zip(x.split(BLOCK), y.split(BLOCK), strict=True)):
-        if only not in (None, number):
-            continue
+    for number in range(-(-len(x) // BLOCK)) if only is None else (only,):
+        part, labels = (of[number * BLOCK : (number + 1) * BLOCK] for of in (x, y))
         begin = warm[number * BLOCK :][: len(part)].to(x).contiguous() if warm is not None else None
         yield attack(part, labels, number=number, warm=begin, tell=partial(_tell, bar, row, what, len(part)))
         bar.advance(row, len(part))

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.errors import WrongInput
 from tasks.metrics.cell import judged
+from tasks.metrics.draws import seed_all
 from tasks.metrics.escalation import examine
-from tasks.metrics.isolation import answers_at_random, home, untouched
+from tasks.metrics.isolation import answering, answers_at_random, home, untouched
 from tasks.metrics.outcomes import DRAWS, Outcomes, Precision, measure
 from tasks.metrics.seeds import merged
 from tasks.statistics import Share
@@ -163,7 +164,8 @@ def answers(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Logits [N, C] and classes [N], by majority of a model that answers at random; the model is left as it was."""
     x = x.detach().to(*home(model, x))
     with untouched(model) as meter:
-        torch.manual_seed(seed)
-        meter.draws = DRAWS if answers_at_random(meter, x) else 1
-        logits, answer = judged(meter, x)
+        seed_all(seed)
+        with answering(x):
+            meter.draws = DRAWS if answers_at_random(meter, x) else 1
+            logits, answer = judged(meter, x)
     return logits.cpu(), answer.cpu()

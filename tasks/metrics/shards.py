@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -15,10 +16,12 @@ from tasks.metrics.code import grounds
 from tasks.metrics.config import EvaluationConfig
 from tasks.metrics.curve import search_block
 from tasks.metrics.evaluation import evaluate_threat
-from tasks.metrics.outcomes import measure
+from tasks.metrics.inputs import check_options, check_suite, checked
+from tasks.metrics.isolation import at_home
+from tasks.metrics.outcomes import attacked
 from tasks.metrics.pairs import check_pairs
 from tasks.metrics.seeds import merged
-from tasks.metrics.store import CellStore, Entry, Facts
+from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 
 T = TypeVar("T")
 
@@ -45,6 +48,8 @@ class Shards:
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, config: EvaluationConfig, *, weights: str) -> None:
         check_pairs(model, x, config.critical_pairs)
         self.model, self.x, self.y, self.config, self.weights = model, x, y, config, weights
+        self._home: tuple[Tensor, Tensor, str] | None = None
+        self._checked: set[int] = set()
 
     def waves(self) -> tuple[list[Unit], list[Unit]]:
         """Every block, then every whole: a whole needs all blocks of its threat model, and is stored with them."""
@@ -53,8 +58,10 @@ class Shards:
 
     def missing(self, units: Iterable[Unit], store: CellStore) -> list[Unit]:
         """Those that the store does not hold, neither themselves nor the whole that they are part of."""
-        whole = {u.threat for u in self.waves()[1] if self._held(u, store) is not None}
-        return [unit for unit in units if unit.threat not in whole and self._held(unit, store) is None]
+        units = list(units)
+        wholes = {threat: Unit(threat=threat, block=None) for threat in dict.fromkeys(u.threat for u in units)}
+        open_ = {threat for threat, whole in wholes.items() if self._held(whole, store) is None}
+        return [u for u in units if u.threat in open_ and (u.block is None or self._held(u, store) is None)]
 
     def needed(self, unit: Unit, store: CellStore) -> list[bytes]:
         """The sealed entries that the unit goes on from: of a whole, all that its blocks have put into the store."""
@@ -78,18 +85,37 @@ class Shards:
         """Put a sealed entry into the store. Raises EvidenceBroken where it is damaged, or other code has made it."""
         store.adopt(raw, like=grounds(self.model, self.x))
 
+    @torch.inference_mode(False)  # as measure()
     def _put(self, unit: Unit, store: CellStore) -> None:
         """Compute the unit, except what the store holds."""
         config, threat, weights = self.config, self.config.threats[unit.threat], self.weights
         if unit.block is None:
             evaluate_threat(self.model, self.x, self.y, config, threat, store=store, weights=weights)
             return
-        attack = partial(measure, self.model, self.x, self.y, threat=threat, suite=config.resolved_suite())
+        suite, (x, y, samples) = config.resolved_suite(), self._samples(unit)
+        attack = partial(attacked, self.model, x, y, threat=threat, suite=suite, store=store, weights=weights)
         attack = partial(attack, precision=config.precision, attack_seconds=config.attack_seconds, block=unit.block)
-        seeds = range(config.seed, config.seed + config.seeds)
-        outcomes = merged([attack(seed=seed, store=store, weights=weights) for seed in seeds])
+        outcomes = merged([attack(seed=seed) for seed in range(config.seed, config.seed + config.seeds)])
+        search = partial(search_block, self.model, x, y, unit.block, outcomes=outcomes, samples=samples)
         with suppress(Exception):  # the model may raise under a gradient; the evaluation meets that again and says so
-            search_block(self.model, self.x, self.y, unit.block, outcomes=outcomes, store=store, weights=weights)
+            search(store=store, weights=weights)
+
+    def _samples(self, unit: Unit) -> tuple[Tensor, Tensor, str]:
+        """X, y as measure() takes them under the unit's threat model, and their digest: looked through once for all.
+
+        Raises WrongInput or ModelRejected.
+        """
+        config, threat = self.config, self.config.threats[unit.threat]
+        how = {"seed": config.seed, "precision": config.precision, "attack_seconds": config.attack_seconds}
+        check_options(len(self.x), draws=None, block=unit.block, **how)
+        if unit.threat not in self._checked:
+            checked(self.model, self.x, self.y, threat)
+            check_suite(config.resolved_suite(), threat, None, self.x)
+            self._checked.add(unit.threat)
+        if self._home is None:
+            x, y = at_home(self.model, self.x, self.y)
+            self._home = x, y, tensor_digest(x, y)
+        return self._home
 
     def _held(self, unit: Unit, store: CellStore) -> list[Path] | None:
         """The unit's files in the store; None where one is missing."""

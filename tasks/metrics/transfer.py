@@ -12,7 +12,8 @@ from tasks.attacks.search import margins
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
 from tasks.metrics.budget import violation
 from tasks.metrics.cell import BLOCK, judged
-from tasks.metrics.isolation import answers_at_random, home, untouched
+from tasks.metrics.draws import seed_all
+from tasks.metrics.isolation import answering, answers_at_random, home, untouched
 from tasks.metrics.outcomes import DRAWS
 from tasks.statistics import Share
 
@@ -133,13 +134,11 @@ def answers(model: nn.Module, points: Sequence[Tensor], y: Tensor, *, seed: int 
     where = home(model, points[0])
     whole = torch.cat([part.detach().to(*where) for part in points])
     with untouched(model) as meter:
-        torch.manual_seed(seed)
-        try:
+        seed_all(seed)
+        with answering(whole):
             meter.draws = DRAWS if answers_at_random(meter, whole) else 1
             parts = [judged(meter, part) for part in whole.split(BLOCK)]
             logits, classes = (torch.cat([part[i] for part in parts]).cpu() for i in (0, 1))
-        except Exception as error:  # whatever a model raises, its author needs the shape that it was given
-            raise ModelRejected(f"the model fails on x {list(whole.shape)}: {type(error).__name__}: {error}") from error
     if logits.ndim != 2 or logits.shape[1] < 2 or int(y.max()) >= logits.shape[1]:
         raise ModelRejected(
             f"the model returned {list(logits.shape)} for {len(y)} samples with labels up to {int(y.max())}. It must "

@@ -3,8 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tasks.attacks import ATTACKS, ThreatModel
+from tasks.attacks import ATTACKS, ThreatModel, search
 from tasks.metrics import measure
 
 
@@ -54,3 +56,31 @@ def test_a_pixel_s_channels_change_together():
     changed = (x_adv != x).any(1).flatten(1).sum(1)
     assert changed.max() <= 1
     assert fooled.sum() >= 0.8 * truth.sum() > 10  # both channels at one bound is only some of what it may try
+
+
+class Largest(TorchDispatchMode):
+    """How many numbers the largest tensor holds that is made while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        leaves = [] if func.is_view else tree_leaves(result)
+        self.numbers = max([self.numbers, *(leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor))])
+        return result
+
+
+def test_of_many_candidates_no_more_are_laid_out_than_pass_through_the_model(monkeypatch):
+    monkeypatch.setattr(search, "at_once", lambda x: 8)
+    model, x = network(2), torch.rand(20, 20, generator=torch.Generator().manual_seed(0))
+    threat = ThreatModel(norm="l0", eps=1)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+        truth = falls_to_one_feature(model, x, y, torch.eye(20, dtype=torch.bool))
+    with Largest() as largest:
+        x_adv = ATTACKS["greedy"](model, x, y, threat=threat, rng=torch.Generator(), width=64)
+    assert torch.equal(model(x_adv).argmax(1) != y, truth)
+    assert 2 < truth.sum() < 18  # the question was not trivial
+    assert largest.numbers <= 20 * 32  # the samples in the model, and not 40 candidates of 20 features for one

@@ -16,7 +16,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "board"
-MAY_MIX = ("_to_copy", "copy_", "index", "index_put", "index_put_")  # a GPU takes what these are given from the CPU
+COPIES = ("_to_copy", "copy_", "fill", "fill_")  # from any device to any other
+INDEXING = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put", "_index_put_impl_")
+KEPT = (*COPIES[1:], *INDEXING)  # whose result lies where their first argument does
+VALUED = ("masked_fill", "masked_fill_", "index_fill", "index_fill_")  # by a number, read on the CPU
+SAME = ("clamp", "clamp_", "equal", "nextafter", "nextafter_")  # elementwise, and yet without numbers of the CPU
 
 
 class Board(Tensor):
@@ -66,12 +70,12 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What an operation gives; on the device where it is asked for there, or where what it is given lies there."""
     name, leaves = func.overloadpacket.__name__, tree_leaves((args, kwargs))
     boards = [leaf for leaf in leaves if isinstance(leaf, Board)]
-    strangers = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Board) and leaf.ndim]
-    if boards and strangers and name not in MAY_MIX:
+    strangers = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not isinstance(leaf, Board)]
+    if boards and strangers and not _may_mix(func, name, args, kwargs, strangers):
         raise RuntimeError(f"{name} was given tensors of two devices")
     asked = kwargs.get("device")
     there = bool(boards) if asked is None else torch.device(asked).type == NAME
-    there = isinstance(args[0], Board) if name in ("copy_", "index", "index_put_") else there
+    there = isinstance(args[0], Board) if name in KEPT else there
     rng = kwargs.get("generator")
     if rng is not None and (rng._cdata in Generator.ours) != there:
         raise RuntimeError(f"{name} was given a generator of another device")
@@ -83,6 +87,33 @@ def computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return result
     known = {id(board.held): board for board in boards}  # what was computed in place comes back as the same tensor
     return tree_map(lambda leaf: known[id(leaf)] if id(leaf) in known else _on_board(leaf), result)
+
+
+def _may_mix(func: Any, name: str, args: Any, kwargs: dict[str, Any], strangers: list[Tensor]) -> bool:
+    """Whether CUDA would take the device's tensors together with these of the CPU, as ATen's source has it.
+
+    TensorIterator takes one number of the CPU for an input, where() any; an index may lie on the CPU, but no other way.
+    """
+    if name in COPIES:
+        return True
+    if name in INDEXING:
+        values = args[2] if len(args) > 2 else kwargs.get("values", args[0])
+        indices = [index for index in args[1] if isinstance(index, Tensor)]
+        fits = isinstance(args[0], Board) or not any(isinstance(index, Board) for index in indices)
+        return fits and (isinstance(values, Board) == isinstance(args[0], Board) or values.ndim == 0)
+    if any(stranger.ndim for stranger in strangers) or _writes(func, args, kwargs, strangers):
+        return False
+    if name in VALUED:
+        return len(strangers) == 1 and strangers[0] is args[-1]
+    elementwise = torch.Tag.pointwise in func.tags and name not in SAME
+    return elementwise and (name == "where" or len(strangers) == 1)
+
+
+def _writes(func: Any, args: Any, kwargs: dict[str, Any], strangers: list[Tensor]) -> bool:
+    """Whether the operation would write into one of these."""
+    given = {argument.name: value for argument, value in zip(func._schema.arguments, args, strict=False)} | kwargs
+    written = [given.get(a.name) for a in func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    return any(stranger is value for stranger in strangers for value in written)
 
 
 def _on_board(leaf: Any) -> Any:

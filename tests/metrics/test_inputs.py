@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.attacks import ThreatModel
+from tasks.attacks import AttackConfig, ThreatModel
 from tasks.errors import ModelRejected, WrongInput
 from tasks.metrics import measure
 
@@ -66,6 +66,31 @@ def refused(error, hint, **change):
 )
 def test_an_option_that_means_nothing(change, hint):
     refused(WrongInput, f"(?i){hint}", **change)
+
+
+@pytest.mark.parametrize(
+    ("suite", "hint"),
+    [
+        (123, r"suite is a int\. Write suite='standard', a Suite, or a list, e\.g\. suite=\['pgd'\]"),
+        (None, "suite is a NoneType"),
+        (b"standard", "suite is a bytes"),
+        ({"name": "pgd"}, "suite is a dict"),
+        (attack, "suite is a function"),
+        (AttackConfig(name="pgd"), r"suite is a AttackConfig.*suite=\['pgd'\]"),
+        ([123], r"the suite holds 123, a int\. Write an attack's name.*'package\.module:function'"),
+        (["pgd", attack], r"the suite holds <function.*a function\. Write an attack's name"),
+        ([None], "the suite holds None"),
+        ([], "empty list of attacks"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_no_suite(suite, hint):
+    refused(WrongInput, hint, suite=suite)
+
+
+@pytest.mark.parametrize("suite", [("fgsm",), ({"name": "fgsm"},), {"fgsm": 1}.keys()], ids=str)
+def test_any_row_of_attacks_is_a_suite(suite):
+    assert [a.name for a in measure(nn.Linear(3, 2), X, Y, threat=LINF, suite=suite).attacks] == ["fgsm"]
 
 
 @pytest.mark.parametrize(

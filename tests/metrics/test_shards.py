@@ -6,6 +6,8 @@ import random
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import tasks.metrics.curve
 import tasks.metrics.inputs
@@ -113,6 +115,41 @@ def test_one_missing_block_is_all_that_is_missing(model, samples, tmp_path):
         for raw in work.compute(unit) if unit != lost else []:
             work.adopt(raw, store)
     assert work.missing(work.waves()[0], store) == [lost]
+
+
+class Effort(TorchDispatchMode):
+    """How many numbers torch goes through while it is active; a view goes through none, an index what it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            leaves = tree_leaves(result if func is torch.ops.aten.index.Tensor else (args, result))
+            self.numbers += max((leaf.numel() for leaf in leaves if isinstance(leaf, torch.Tensor)), default=0)
+        return result
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_twice_the_blocks_take_twice_the_effort_to_look_for(model, tmp_path, full):
+    config, efforts = CONFIG.model_copy(update={"threats": CONFIG.threats[:1], "seeds": 1}), []
+    for blocks in (8, 16):
+        x = torch.rand(blocks * BLOCK, 6, generator=torch.Generator().manual_seed(blocks))
+        store, work = CellStore(tmp_path / str(blocks)), shards(model, (x, model(x).argmax(1)), config)
+        units = work.waves()[0]
+        for raw in itertools.chain(*(work.compute(unit) for unit in units if full)):
+            work.adopt(raw, store)
+        with Effort() as effort:
+            assert work.missing(units, store) == ([] if full else units)
+        efforts.append(effort.numbers)
+    assert efforts[1] < 2.2 * efforts[0]
+
+
+def test_a_unit_that_does_not_exist_is_refused(model, samples):
+    with pytest.raises(WrongInput, match="block=3 does not exist"):
+        shards(model, samples).compute(Unit(threat=0, block=3))
 
 
 def test_what_was_damaged_or_made_by_other_code_is_not_adopted(model, samples, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from tasks.attacks.search import Search
 from tasks.errors import WrongInput
 from tasks.metrics import examine, measure, security_curve
 from tasks.metrics.budget import violation
-from tasks.metrics.cell import BLOCK, judged
+from tasks.metrics.cell import judged
 from tasks.metrics.escalation import MOST_CLASSES, _through
 from tasks.metrics.isolation import Meter
 
@@ -178,7 +178,7 @@ def test_how_far_slopes_hold_is_not_told_from_a_warm_start():
     assert measure(model, x, y, threat=threat, suite="quick", warm=first.nearest).straight is None
 
 
-def test_a_model_that_answers_at_random_is_judged_a_block_at_a_time():
+def test_a_model_that_answers_at_random_is_judged_as_many_at_once_as_fit():
     sizes: list[int] = []
 
     class Sized(nn.Module):
@@ -186,10 +186,10 @@ def test_a_model_that_answers_at_random_is_judged_a_block_at_a_time():
             sizes.append(len(x))
             return x[:, :3]
 
-    logits, answer = judged(Meter(Sized(), draws=2), torch.rand(BLOCK + 1, 4))
-    assert logits.shape == (BLOCK + 1, 3)
-    assert len(answer) == BLOCK + 1
-    assert set(sizes) == {BLOCK, 1}
+    logits, answer = judged(Meter(Sized(), draws=2), torch.rand(65, 5000))
+    assert logits.shape == (65, 3)
+    assert len(answer) == 65
+    assert set(sizes) == {64, 1}
 
 
 def test_the_escalation_aims_at_no_more_classes_of_a_sample_than_its_share():

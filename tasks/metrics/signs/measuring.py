@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tasks.metrics.cell import judged
+from tasks.metrics.draws import seed_all, untouched_draws
 from tasks.metrics.signs.probe import LEAST, SAME, SAME_HALF, Probe, counted, moot, raised
 from tasks.metrics.soundness import Sign
 from tasks.statistics import mcnemar
@@ -72,13 +73,13 @@ def reseeded(probe: Probe) -> Sign:
     if probe.outcomes.draws > 1:
         return moot(name, "measurement", "the model answers at random, and is judged so")
     rows = probe.pick(torch.ones_like(probe.correct), part=0.04, cost=4)
-    state, points = torch.get_rng_state(), probe.points(rows)
-    first = probe.meter.once(points)
-    differ = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-    for _ in range(3):
-        torch.manual_seed(int(torch.randint(2**62, (1,), generator=probe.rng, device=rows.device)))
-        differ |= _differ(first, probe.meter.once(points))
-    torch.set_rng_state(state)
+    points = probe.points(rows)
+    with untouched_draws():
+        first = probe.meter.once(points)
+        differ = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
+        for _ in range(3):
+            seed_all(int(torch.randint(2**62, (1,), generator=probe.rng, device=rows.device)))
+            differ |= _differ(first, probe.meter.once(points))
     says = "{hits} of {tried} samples get another answer under another global seed"
     return counted(name, "measurement", rows[differ], len(rows), 0.0, says, least=1)
 

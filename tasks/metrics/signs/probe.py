@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from tasks.attacks import ThreatModel
 from tasks.attacks.geometry import per_sample
-from tasks.attacks.search import CLOSE_CALL, Search, compared, margins
+from tasks.attacks.search import CLOSE_CALL, Search, at_once, compared, margins
 from tasks.metrics.cell import judged
 from tasks.metrics.curve import CurvePoint
 from tasks.metrics.isolation import Meter
@@ -54,9 +54,12 @@ class Probe:
         return ~self.outcomes.fooled.to(self.x.device) & ~self.fell
 
     def pick(self, among: Tensor, *, part: float, cost: float, nearest: bool = False) -> Tensor:
-        """As many of these samples as `part` of the budget pays for, at random or of smallest margin: [<= N]."""
+        """As many of these samples as `part` of the budget pays for, at random or of smallest margin: [<= N].
+
+        No more than may pass through the model at once.
+        """
         rows = among.nonzero().flatten()
-        count = max(FEWEST, int(part * self.allowed / (cost * self.meter.draws)))
+        count = min(max(FEWEST, int(part * self.allowed / (cost * self.meter.draws))), at_once(self.x))
         if nearest:
             order = self.outcomes.margin.to(self.x.device)[rows].argsort(stable=True)
         else:

@@ -1,0 +1,44 @@
+"""A step of the escalation goes in cells, and touches of each cell what is the cell's."""
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tasks.attacks import ThreatModel
+from tasks.metrics import escalation, measure
+from tasks.metrics.isolation import untouched
+
+BLOCK, FEATURES = 10, 6
+
+
+class Moved(TorchDispatchMode):
+    """How many numbers were brought into another precision or onto another device at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default:
+            self.numbers = max(self.numbers, result.numel())
+        return result
+
+
+def test_of_the_nearest_points_each_cell_is_brought_its_own(monkeypatch):
+    monkeypatch.setattr(escalation, "BLOCK", BLOCK)
+    rng = torch.Generator().manual_seed(0)
+    model = nn.Linear(FEATURES, 2)
+    nn.init.normal_(model.weight, generator=rng)
+    x = torch.rand(5 * BLOCK, FEATURES, generator=rng)
+    outcomes = measure(model, x, model(x).argmax(1), threat=ThreatModel(eps=0.001), suite=["fgsm"])
+    starts: list[torch.Tensor] = []
+    x, y = x.double(), model.double()(x.double()).argmax(1)
+    with untouched(model) as meter, Moved() as moved:
+        escalation._escalated(
+            "nothing", lambda search, rows: starts.append(search.nearest.clone()), meter, meter, x, y, outcomes
+        )
+    standing = ~outcomes.fooled
+    assert torch.equal(torch.cat(starts).float(), outcomes.nearest[standing])
+    assert standing.sum() > 4 * BLOCK
+    assert 0 < moved.numbers <= BLOCK * FEATURES
