@@ -24,11 +24,17 @@ from tasks.attacks.hopskipjump import hopskipjump
 from tasks.attacks.pgd import pgd
 from tasks.attacks.sigma_zero import sigma_zero
 from tasks.attacks.square import square
+from tasks.attacks.sweep import sweep
 from tasks.attacks.threat import Norm, ThreatModel
 from tasks.errors import UnknownPart, WrongInput
 from tasks.lookup import did_you_mean, imported, lookup
 
-LATER = ("near", "fewest", "growth")  # fields that came later: a row that leaves them out draws as it did before
+LATER = (
+    "near",
+    "fewest",
+    "growth",
+    "free",
+)  # fields that came later: a row that leaves them out draws as it did before
 
 # What takes part in the engine's search: (search, rows, *, parameters) -> None.
 ARMS: dict[str, Arm] = {
@@ -40,11 +46,12 @@ ARMS: dict[str, Arm] = {
     "margin": arms.margin,
     "restarts": arms.restarts,
     "square": square,
+    "sweep": sweep,
 }
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}  # what a config can hold
 LEAST: dict[str, int] = {  # of a number that an attack of ours takes: below 1 nothing is tried; 0 has a meaning
-    **dict.fromkeys(("burst", "draws", "halvings", "horizon", "queries", "steps", "tries", "width"), 1),
+    **dict.fromkeys(("burst", "draws", "halvings", "horizon", "points", "queries", "steps", "tries", "width"), 1),
     **dict.fromkeys(("count", "cut", "p", "pairs", "slopes"), 0),
     "square queries": 2,  # the first is the look at the sample itself
 }
@@ -95,6 +102,7 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
     fewest: int = Field(8, ge=1, description="nearest, drawn: at least so many samples, if so many stand")
     growth: float = Field(2.0, ge=1, le=10, description="drawn: how much larger a turn is after one that gained")
     norms: tuple[Norm, ...] | None = Field(None, description="only under these norms; all if empty")
+    free: int | None = Field(None, ge=1, description="only where a mask lets at most so many features change")
 
     @field_validator("params")
     @classmethod
@@ -108,6 +116,11 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
     def in_turns(self) -> bool:
         """Whether it takes turns with its neighbours in the table."""
         return self.samples in ("drawn", "spare", "winding")
+
+    def runs(self, threat: ThreatModel) -> bool:
+        """Whether it has a part under this threat model."""
+        few = self.free is None or (threat.mask is not None and sum(threat.mask) <= self.free)
+        return few and (self.norms is None or threat.norm in self.norms)
 
     def function(self) -> Attack:
         """The attack with its parameters bound.
@@ -228,7 +241,7 @@ class Suite(End, frozen=True, extra="forbid"):
 
     def under(self, threat: ThreatModel) -> tuple[AttackConfig, ...]:
         """The attacks that run under this threat model. Raises WrongInput where there is none."""
-        rows = tuple(a for a in self.attacks if a.norms is None or threat.norm in a.norms)
+        rows = tuple(attack for attack in self.attacks if attack.runs(threat))
         if not rows:
             raise WrongInput(f"suite {self.name!r} holds no attack for {threat}. Write suite='standard'.")
         return rows

@@ -56,6 +56,7 @@ SUITES: dict[str, Suite] = {
             _row("margin", {"steps": 6}, norms=FLAT),
             _row("margin", {"steps": 8, "cut": 5}, norms=("l2",)),
             _row("margin", {"steps": 10, "cut": 5}, norms=("l1",)),
+            _row("sweep", {"points": 16}, free=1),
             _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5, "slopes": LOOKED}, share=1.0, norms=BOX),
             _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5}, share=1.0, norms=(*SPARSE, "l2")),
             _drawn("classes", {"steps": 8, "cut": 4, "pairs": 0.3}, share=1.0, norms=("l1",)),
@@ -86,6 +87,7 @@ SUITES: dict[str, Suite] = {
         attacks=(
             _row("crossings", {}, norms=LONG),
             _row("margin", {"steps": 8}),
+            _row("sweep", {}, free=1),
             _row("sigma-zero", {"steps": 100}, norms=SPARSE),
             _row("apgd-ce", {"steps": 50}, norms=SPARSE),
             _row("greedy", {"width": 64}, norms=SPARSE),
@@ -157,6 +159,7 @@ SUITES: dict[str, Suite] = {
         attacks=(
             _row("crossings", {"halvings": 10, "tries": 5}, norms=LONG),
             _row("margin", {"steps": 20}),
+            _row("sweep", {"points": 1024}, free=1),
             _row("apgd-ce", {"steps": 100}),
             _row("sigma-zero", {"steps": 300}, norms=SPARSE),
             _row("greedy", {"width": 1024}, norms=SPARSE),

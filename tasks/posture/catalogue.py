@@ -29,7 +29,7 @@ WHITE_BOX = frozenset(
         *("restarts", "sigma-zero"),
     )
 )
-BLACK_BOX = frozenset({"square", "hopskipjump", "escalation: without gradients"})
+BLACK_BOX = frozenset({"square", "hopskipjump", "sweep", "escalation: without gradients"})
 TRANSFER = frozenset({"transfer"})
 ESCALATION = "escalation: "  # what a report puts before a step's name
 

@@ -14,7 +14,7 @@ from tasks.attacks.search import margins, slope
 from tasks.metrics.signs.probe import SAME, SAME_HALF, Probe, counted, moot, tied
 from tasks.metrics.soundness import Sign
 
-BLACK_BOX = {"square", "hopskipjump", "noise", "greedy", "transfer"}
+BLACK_BOX = {"square", "hopskipjump", "noise", "greedy", "sweep", "transfer"}
 LARGER = 3.0  # times the radius
 JUMPS = 0.1  # of the samples: a third where only winners pass (Xiao et al., 2020), 0.01 at most on other models
 APART = 3.0  # times: a slope that promises so much more or less than is kept does not fit
