@@ -17,7 +17,7 @@ from tasks.metrics.budget import violation
 from tasks.metrics.draws import generator, seed_all
 from tasks.metrics.engine import Engine
 from tasks.metrics.foreign import ATTACK_SECONDS
-from tasks.metrics.isolation import MANY_ROWS, Coarse, Meter, answering
+from tasks.metrics.isolation import MANY_ROWS, VOTES, Coarse, Meter, answering
 from tasks.metrics.store import CellStore, Entry, Facts, tensor_digest
 from tasks.metrics.tally import Tally
 
@@ -25,7 +25,6 @@ BLOCK = 512  # samples of a cell
 CPU = torch.device("cpu")
 # Of a tally: not part of its result.
 OF_THE_SEARCH = ("config", "error", "turns", "share", "spent", "lately", "each", "rng")
-VOTES = 3  # times as many draws as the search averages judge a model that answers at random
 
 
 @dataclass(frozen=True)

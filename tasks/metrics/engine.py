@@ -15,7 +15,7 @@ from tasks.attacks.straight_through import stand_in, steepened
 from tasks.metrics.child import Failed, Stopped
 from tasks.metrics.draws import generator
 from tasks.metrics.foreign import ATTACK_SECONDS, Misbehaved, attack_function
-from tasks.metrics.isolation import PROBE, Coarse, Meter
+from tasks.metrics.isolation import PROBE, VOTES, Coarse, Meter
 from tasks.metrics.tally import Tally
 from tasks.redact import told
 
@@ -37,7 +37,8 @@ DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so 
 class Engine:
     """The suite at work on one cell: at most BLOCK samples, whose result depends on nothing outside it.
 
-    begun: how many passes the meter had counted where the limit on the cell's whole begins.
+    begun: how many passes the meter had counted where the limit on the cell's whole begins. In the suite's limits one
+    answer is one pass, also of a model that answers at random, whose answer is the mean of several draws.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Engine:
         tell: Callable[[str, int], None] | None = None,
         attack_seconds: float = ATTACK_SECONDS,
     ) -> None:
-        self.tell, self.attack_seconds, self.begun = tell, attack_seconds, begun
+        self.tell, self.attack_seconds, self.begun = tell, attack_seconds, begun / meter.draws
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
         self.searched = search.model
         self.model: nn.Module = meter  # whose slopes are followed
@@ -239,7 +240,7 @@ class Engine:
         tally.backward_samples += backward - passes[1]
         tally.seconds += time.perf_counter() - started
         gained, spent = float(flips.sum()), float(forward - passes[0] + backward - passes[1])
-        tally.each = max(tally.each, spent / len(rows))
+        tally.each = max(tally.each, spent / self.meter.draws / len(rows))
         earlier = tally.lately[1] / 2 if gained else tally.lately[1]  # what brought nothing is not forgotten
         tally.lately = tally.lately[0] / 2 + gained, earlier + spent
         return int(flips.sum())
@@ -248,7 +249,8 @@ class Engine:
         """Passes that the suite's end leaves for this cell; what fell in the search is judged once more at its end."""
         whole, search = self.suite.end(self.search.threat).whole or math.inf, self.search
         fell = search.fooled & (search.clean.argmax(1) == search.y) & (search.settled == OPEN)
-        return whole * len(self.search.x) - (self._spent() - self.begun) - int(fell.sum())
+        again = VOTES if self.meter.draws > 1 else 1
+        return whole * len(self.search.x) - (self._spent() - self.begun) - again * int(fell.sum())
 
     def _affordable(self, tally: Tally) -> int:
         """How many samples this attack can be given, by the most that one can take it, or else took any other."""
@@ -272,9 +274,9 @@ class Engine:
         passes = None if end.whole else passes
         return end.model_copy(update={"again": again, "passes": passes})
 
-    def _spent(self) -> int:
-        """Passes so far, forward and backward."""
-        return sum(self._passes())
+    def _spent(self) -> float:
+        """Answers so far, forward and backward."""
+        return sum(self._passes()) / self.meter.draws
 
     def _passes(self) -> tuple[int, int]:
         return self.meter.forward_samples, self.meter.backward_samples

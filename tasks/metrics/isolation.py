@@ -20,6 +20,7 @@ PROBE = 32  # samples that are looked at to know what kind of model this is
 WORTH_FLOPS = 5e6  # a sample: below, a pass is bound by overhead and not by arithmetic
 THREADS = 1  # of a pass on the CPU: with another number a product of matrices may differ in its last bits
 MANY_ROWS = ". It must take any number of rows"
+VOTES = 3  # times as many draws as the search averages judge a model that answers at random
 SAME_ANSWERS = 0.9  # of the probe's samples get the same class in bfloat16
 
 

@@ -501,6 +501,17 @@ def test_a_model_that_answers_at_random_is_judged_by_majority_and_the_same_each_
     assert share.min() > 0.35  # the vote was of 30 draws
 
 
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_of_a_model_that_answers_at_random_one_answer_is_one_pass_in_a_limit(hardened, threat):
+    """The judge's 30 draws count as three, before the search and after it."""
+    x, y = shown(60)
+    noisy = Through(hardened, before=lambda x: x + 0.1 * torch.randn_like(x))
+    found = measure(noisy, x, y, threat=threat.model_copy(update={"eps": 0.7 * threat.eps}), suite="quick")
+    assert found.draws == 10
+    limit = SUITES["quick"].whole * found.draws * len(x)
+    assert 0.7 * limit < passes(found) <= limit
+
+
 class Rarely(nn.Module):
     """Right four times of five, and then so wrong that the mean of its logits is wrong."""
 
