@@ -31,7 +31,9 @@ class StraightThrough(nn.Module):
 
     With `steep` nothing is opened but comparisons between numbers, which get a sigmoid's slope near a tie (a surrogate
     gradient: Neftci et al., 2019, https://arxiv.org/abs/1901.09948): the model has slopes of its own, which do not
-    tell what a value adds that enters or leaves, as where only winners pass. `compared` says whether there were any.
+    tell what a value adds that enters or leaves, as where only winners pass. So do, where a model compares nothing,
+    submodules that let through the largest values alone, however they choose them. `compared` says whether there were
+    any.
     """
 
     def __init__(self, model: nn.Module, *, casts: bool = True, leak: bool = False, steep: bool = False) -> None:
@@ -43,18 +45,15 @@ class StraightThrough(nn.Module):
         if not x.requires_grad:  # nobody will ask for a slope
             logits: Tensor = self.model(x)
             return logits
-        if self.steep:
-            with _Steep() as mode:
-                logits = self.model(x)
-            self.compared = self.compared or mode.compared
-            return logits
-        hooks = [module.register_forward_hook(_opened) for module in self.model.modules()]
+        mode = _Steep() if self.steep else _Open(self.casts, self.leak)
+        hooks = [module.register_forward_hook(mode.behind) for module in self.model.modules()]
         try:
-            with _Open(self.casts, self.leak):
+            with mode:
                 logits = self.model(x)
         finally:
             for hook in hooks:
                 hook.remove()
+        self.compared = self.compared or (isinstance(mode, _Steep) and (mode.compared or bool(mode.gated)))
         return logits
 
 
@@ -121,11 +120,20 @@ class _Open(TorchFunctionMode):
         shut = not result.requires_grad and (self.casts or result.is_floating_point())
         return _slope_of(x, result) if name in FLAT or shut else result
 
+    def behind(self, _: nn.Module, inputs: tuple[Any, ...], result: Any) -> Any:
+        """The output of a module that passes no gradient on, with the slope of its input where the shapes agree."""
+        x = inputs[0] if inputs else None
+        if not (isinstance(x, Tensor) and isinstance(result, Tensor) and x.requires_grad and not result.requires_grad):
+            return result
+        return _slope_of(x, result) if result.shape == x.shape and result.is_floating_point() else result
+
 
 class _Steep(TorchFunctionMode):
-    """Puts a steep slope behind every comparison that is made while it is active."""
+    """Puts a steep slope behind every comparison that is made while it is active, or else behind every gate."""
 
-    compared = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.compared, self.gated = False, list[Tensor]()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -141,9 +149,49 @@ class _Steep(TorchFunctionMode):
         if not gap.requires_grad:
             return result
         self.compared = True
-        near = gap.detach().abs()
-        near = per_sample(near.flatten(1).mean(1), like=near) if near.ndim > 1 else near.mean()
-        return _slope_of(torch.sigmoid(gap / (STEEP * near).clamp_min(TINY)), result)
+        return _slope_of(_sigmoid(gap), result)
+
+    def behind(self, _: nn.Module, inputs: tuple[Any, ...], result: Any) -> Any:
+        """The output of a module that is a gate, with a slope where a value is about to enter or to leave."""
+        x = inputs[0] if inputs else None
+        if self.compared or not (isinstance(x, Tensor) and isinstance(result, Tensor) and result.shape == x.shape):
+            return result
+        if any(result is gated for gated in self.gated):  # by a module within this one
+            return result
+        let = _let_through(x, result.detach()) if x.requires_grad and x.is_floating_point() and x.ndim > 1 else None
+        if let is None:
+            return result
+        self.gated.append(result + (let - let.detach()) * x.detach().nan_to_num(0.0, 0.0, 0.0))
+        return self.gated[-1]
+
+
+def _sigmoid(gap: Tensor) -> Tensor:
+    """A step at 0 that is as steep as the gaps of a sample [B, ...] are small in the mean."""
+    near = gap.detach().abs()
+    near = per_sample(near.flatten(1).mean(1), like=near) if near.ndim > 1 else near.mean()
+    return torch.sigmoid(gap / (STEEP * near).clamp_min(TINY))
+
+
+def _let_through(x: Tensor, result: Tensor) -> Tensor | None:
+    """How far each value of x [B, ...] is let through, with a slope; None unless the largest are and the others are 0.
+
+    By their size, or by their magnitude. Where those are the positive ones nothing jumps, and there is None either.
+    """
+    values, out = x.detach(), result.to(x.dtype)
+    kept = out != 0
+    dropped = ~kept & (values != 0)
+    if not torch.equal(out, values.masked_fill(~kept, 0.0)) or not (dropped.any() and kept.any()):
+        return None
+    for size in (x, x.abs()):
+        known = size.detach()
+        least = known.masked_fill(~kept, float("inf")).flatten(1).amin(1)
+        most = known.masked_fill(~dropped, -float("inf")).flatten(1).amax(1)
+        if (least >= most).all():
+            if (most <= 0).all() and (least >= 0).all():
+                return None
+            least, most = torch.where(least.isfinite(), least, most), torch.where(most.isfinite(), most, least)
+            return _sigmoid(size - per_sample((least + most) / 2, like=size))
+    return None
 
 
 def _softened(name: str, args: tuple[Any, ...]) -> bool:
@@ -164,14 +212,6 @@ def _chosen(name: str, args: tuple[Any, ...]) -> Tensor:
     step = (torch.as_tensor(yes) - no).detach().nan_to_num(0.0, 0.0, 0.0)
     chosen: Tensor = torch.where(condition.bool(), yes, no) + (condition - condition.detach()) * step
     return chosen
-
-
-def _opened(_: nn.Module, inputs: tuple[Any, ...], result: Any) -> Any:
-    """The output of a module that passes no gradient on, with the slope of its input where the shapes agree."""
-    x = inputs[0] if inputs else None
-    if not (isinstance(x, Tensor) and isinstance(result, Tensor) and x.requires_grad and not result.requires_grad):
-        return result
-    return _slope_of(x, result) if result.shape == x.shape and result.is_floating_point() else result
 
 
 class _Slope(torch.autograd.Function):

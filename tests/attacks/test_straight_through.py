@@ -139,6 +139,87 @@ class Choose(nn.Module):
         return self.choose(x, self.t)
 
 
+class Gate(nn.Module):
+    """Lets the largest 5 of 20 values through, by their size or by their magnitude, and compares nothing."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def forward(self, x):
+        size = x.abs() if self.how == "magnitude" else x
+        if self.how == "sorted":
+            order = x.detach().argsort(1, descending=True)
+            kept = torch.cat([x.gather(1, order[:, :5]), torch.zeros(len(x), 15)], 1)
+            return kept.gather(1, order.argsort(1))
+        best = size.topk(5, dim=1).indices
+        return torch.zeros_like(x).scatter(1, best, x.gather(1, best))
+
+
+@pytest.mark.parametrize("how", ["size", "magnitude", "sorted"])
+def test_a_gate_gets_a_slope_where_a_value_is_about_to_enter_however_it_chooses(how):
+    """Midway between the least value that passes and the largest that does not, a sigmoid takes the step's place."""
+    x = torch.randn(30, 20, generator=torch.Generator().manual_seed(0))
+    size = x.abs() if how == "magnitude" else x
+    ranked = size.sort(1, descending=True).values
+    gap = size - (ranked[:, 4:5] + ranked[:, 5:6]) / 2
+    near = gap.abs().mean(1, keepdim=True) * STEEP
+    soft = torch.sigmoid(gap / near)
+    expected = (gap > 0) + x * soft * (1 - soft) / near * (x.sign() if how == "magnitude" else 1)
+    model, leaf = nn.Sequential(nn.Identity(), Gate(how)), x.clone().requires_grad_()
+    view = steepened(model, x)
+    answers = view(leaf)
+    assert torch.equal(answers, model(x))
+    assert torch.allclose(search.slope(answers.sum(), leaf), expected, atol=1e-4)
+    assert expected.abs().max() > 2
+    assert all(not module._forward_hooks for module in model.modules())
+
+
+SMOOTH = {
+    "rectifier": nn.ReLU(),
+    "leaky rectifier": nn.LeakyReLU(),
+    "all of it": nn.Dropout().eval(),
+    "none of it": Choose(lambda x, _: x * 0, None),
+    "not the largest": Choose(lambda x, _: torch.cat([x[:, :2], x[:, 2:] * 0], 1), None),
+    "soft threshold": nn.Softshrink(0.3),
+    "another shape": nn.Linear(4, 3),
+}
+
+
+@pytest.mark.parametrize("module", SMOOTH.values(), ids=SMOOTH)
+def test_no_gate_where_nothing_jumps_or_it_is_not_the_largest_that_pass(module):
+    x = torch.tensor([[-1.0, 0.2, 0.5, -0.1], [0.3, 0.4, 0.1, 2.0], [-1.0, -0.5, -0.2, -3.0]])
+    assert steepened(module, x) is None
+    assert steepened(nn.Hardshrink(0.3), x) is not None
+    assert steepened(nn.Hardshrink(0.3), x[:, :1, None]) is not None
+
+
+def test_a_gate_that_shuts_a_sample_out_or_lets_all_of_it_pass_has_finite_slopes():
+    x = torch.tensor([[0.1, -0.2], [1.0, -2.0], [0.1, 3.0]])
+    leaf = x.clone().requires_grad_()
+    answers = StraightThrough(nn.Hardshrink(0.3), steep=True)(leaf)
+    assert torch.equal(answers, torch.tensor([[0.0, 0.0], [1.0, -2.0], [0.0, 3.0]]))
+    (grad,) = torch.autograd.grad(answers.sum(), leaf)
+    assert grad.isfinite().all()
+
+
+def test_where_a_model_compares_its_gates_are_not_opened_twice():
+    """The comparison has its slope already."""
+    x = torch.rand(10, 20, generator=torch.Generator().manual_seed(0))
+
+    class Compares(nn.Module):
+        def forward(self, x):
+            return x * (x >= 0.5)
+
+    alone, leaf = Choose(lambda x, _: x * (x >= 0.5), None), x.clone().requires_grad_()
+    within = nn.Sequential(Compares())
+    slopes = [search.slope(StraightThrough(m, steep=True)(leaf).sum(), leaf) for m in (alone, within)]
+    assert torch.equal(*slopes)
+    near = (x - 0.5).abs().mean(1, keepdim=True) * STEEP
+    soft = torch.sigmoid((x - 0.5) / near)
+    assert torch.allclose(slopes[0], (x >= 0.5) + x * soft * (1 - soft) / near, atol=1e-4)
+
+
 def test_a_choice_among_what_is_not_finite_keeps_its_answers():
     model = Choose(lambda x, t: torch.where(x > t, x.log(), x - 1), torch.tensor(0.0))
     x = torch.tensor([[0.0, 0.5], [-1.0, 2.0]])
@@ -153,7 +234,7 @@ def test_a_choice_among_what_is_not_finite_keeps_its_answers():
     [
         lambda x: x.relu().round() / 4,  # no comparison that could have a slope
         lambda x: x * (torch.arange(4.0) > 1),  # one of what does not depend on the input
-        lambda x: x * (x.detach() > 0.5),
+        lambda x: 2 * x * (x.detach() > 0.5),
         lambda x: torch.stack([row[row > 0.5].sum() for row in x]).unsqueeze(1),  # a truth value is needed
     ],
     ids=["none", "of constants", "detached", "an index"],

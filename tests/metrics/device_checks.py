@@ -39,6 +39,7 @@ COUNT = 10
 PARAMS = {  # few queries: a device made of software is slow
     "square": {"queries": 60},
     "hopskipjump": {"queries": 80},
+    "sweep": {"points": 2},
     "restarts": {"starts": "nearest thinned toward borrowed blocks stripes noise", "cut": 8},
 }
 
