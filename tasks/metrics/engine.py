@@ -29,8 +29,8 @@ BETTER = 0.25  # of the samples have a lower margin than the model's own slopes 
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
 # Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
 LEAST, MOST, FEW = 300.0, 600.0, 50.0
-# Where slopes are lent: effort without any, and passes a sample, at most.
-PATIENT, SPENT = 2000.0, 100.0
+# Where slopes are lent: effort without any, and passes a sample, at most; and of all passes, what attacks without get.
+PATIENT, SPENT, OWED = 2000.0, 100.0, 0.67
 DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so much, and `passes` such a share
 
 
@@ -153,6 +153,7 @@ class Engine:
                 self.capped |= most
                 break
             able = [t for t in open_ if t in first] if any(t in first for t in due) else open_
+            able = able if due else self._owed(able, group)
             tally, before, fooled = max(able, key=lambda t: t.rate), self._spent(), self.search.fooled.clone()
             gained = self._turn(tally)
             effort += (self._spent() - before) / standing
@@ -163,6 +164,13 @@ class Engine:
         for at, fell in falls:
             if at > LAST_QUARTER * effort:
                 self.late |= fell
+
+    def _owed(self, able: list[Tally], group: list[Tally]) -> list[Tally]:
+        """Whose turn it may be: where slopes are lent, of those that follow none until they have had their share."""
+        blind = [tally for tally in able if _blind(tally)]
+        spent = sum(tally.passes for tally in group)
+        owed = self.lent and sum(tally.passes for tally in blind) < OWED * spent
+        return blind if blind and owed else able
 
     def _parted(self, group: list[Tally]) -> tuple[list[Tally], list[Tally]]:
         """Which have a turn each, and which are spare.

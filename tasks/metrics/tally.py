@@ -29,6 +29,11 @@ class Tally:
     rng: Generator | None = field(default=None, repr=False)
 
     @property
+    def passes(self) -> int:
+        """Forward and backward, in samples."""
+        return self.forward_samples + self.backward_samples
+
+    @property
     def rate(self) -> float:
         """Flips per pass, on the bright side where little is known."""
         flips, passes = self.lately
