@@ -82,6 +82,48 @@ def strided() -> nn.Module:
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), nn.Linear(64 * 4, 10))
 
 
+def gated(gate: nn.Module) -> nn.Module:
+    """Two strided convolutions and a hidden layer, each behind a gate."""
+    hidden = (nn.Conv2d(1, 16, 5, 2, 2), gate, nn.Conv2d(16, 32, 3, 2, 1), gate, nn.Flatten(), nn.Linear(32 * 49, 64))
+    return nn.Sequential(*hidden, gate, nn.Linear(64, 10))
+
+
+def levelled() -> nn.Module:
+    """The same with rectifiers, rounded in its middle."""
+    hidden = (nn.Conv2d(1, 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), Levels(), nn.Flatten())
+    return nn.Sequential(*hidden, nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+class Winners(nn.Module):
+    """Only the highest tenth of a layer passes (k-WTA: Xiao et al., 2020, https://arxiv.org/abs/1905.10510)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, ...] -> [B, ...]."""
+        flat = x.flatten(1)
+        return (flat * (flat >= flat.topk(flat.shape[1] // 10, dim=1).values[:, -1:])).view_as(x)
+
+
+class Pruned(nn.Module):
+    """Only the fifth of a layer that is largest in magnitude passes, chosen by sorting and gathering."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, ...] -> [B, ...]."""
+        flat = x.flatten(1)
+        order, kept = flat.detach().abs().argsort(1, descending=True), flat.shape[1] // 5
+        sorted_ = torch.cat([flat.gather(1, order[:, :kept]), torch.zeros_like(flat[:, kept:])], 1)
+        return sorted_.gather(1, order.argsort(1)).view_as(x)
+
+
+class Levels(nn.Module):
+    """A hyperbolic tangent, rounded to five levels but in training: no slope at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, ...] -> [B, ...]."""
+        smooth = torch.tanh(x)
+        level = (smooth * 2).round() / 2
+        return smooth + (level - smooth).detach() if self.training else level
+
+
 class Times(nn.Module):
     """The logits, multiplied: a softmax over them saturates."""
 
@@ -158,6 +200,9 @@ MODELS = {
     ),
     "mnist-cnn-plain": Trained("mnist", mnist_cnn, plain, LINF(eps=0.2), 2, 3e-3),
     "mnist-quantised": Trained("mnist", mnist_cnn, plain, LINF(eps=0.2), 2, 3e-3, lambda m: Quantised(m, 5)),
+    "mnist-winners": Trained("mnist", lambda: gated(Winners()), plain, LINF(eps=0.1), 3, 3e-3),
+    "mnist-pruned": Trained("mnist", lambda: gated(Pruned()), plain, LINF(eps=0.1), 3, 3e-3),
+    "mnist-levels": Trained("mnist", levelled, plain, LINF(eps=0.1), 3, 3e-3),
     "mnist-cnn-adv": Trained("mnist", mnist_cnn, _mixed, LINF(eps=0.2), 5, 3e-3),
     "mnist-cnn-adv-l2": Trained("mnist", mnist_cnn, _steps(7), L2(eps=2.0), 4, 3e-3),
     "mnist-pool-adv-l2": Trained("mnist", pooled, _steps(5), L2(eps=1.5), 3, 3e-3),

@@ -30,7 +30,7 @@ from tasks.statistics import Share
 
 MANY_DRAWS = 30
 MOST_CLASSES = 9.0  # of a sample that are aimed at: as many as AutoAttack's, all of ten
-QUERIES = 2000  # a sample, at most, of the black-box step
+QUERIES, FEWEST = 2000, 200  # a sample, at most and at least, of the black-box step
 WORTH = 3.0  # times the evaluation's own passes is what the black-box step may take of a model that has slopes
 MANY = 0.05  # of the samples that are right, felled without gradients where gradients do not lead
 PROBED = 64  # samples on which a stand-in is chosen, and on which black-box successes are sought again
@@ -114,7 +114,10 @@ def _answered(
         )
     view = stand_in(meter, x[outcomes.clean_correct][:PROBED], y[outcomes.clean_correct][:PROBED])
     steep = steepened(meter, x[outcomes.clean_correct][:GLANCE])
-    for name, attempt, through in _plan(meter, view, steep, outcomes):
+    sloped, draws = view is meter and "no gradients" not in fired, MANY_DRAWS if meter.draws > 1 else 1
+    affordable = int(WORTH * outcomes.passes / len(outcomes.fooled) / draws) if sloped else QUERIES
+    queries = max(FEWEST, min(QUERIES, affordable))
+    for name, attempt, through in _plan(meter, view, steep, queries):
         outcomes, step = _escalated(name, attempt, through, meter, x, y, outcomes)
         steps.append(step)
     probe = _probe(meter, view, x, y, outcomes, _lowered(curve, outcomes))
@@ -134,7 +137,7 @@ def _answered(
 
 
 def _plan(
-    meter: Meter, view: nn.Module, steep: nn.Module | None, outcomes: Outcomes
+    meter: Meter, view: nn.Module, steep: nn.Module | None, queries: int
 ) -> Iterator[tuple[str, Attempt, nn.Module]]:
     """The escalation's steps: name, attack, and the view of the model that it follows."""
     if meter.draws > 1:
@@ -146,8 +149,7 @@ def _plan(
         yield "slopes behind comparisons (BPDA)", _through, steep
     yield "more restarts", _restarts, meter
     yield "other losses", _losses, meter
-    affordable = int(WORTH * outcomes.passes / len(outcomes.fooled) / meter.draws) if view is meter else QUERIES
-    yield "without gradients", partial(_without_gradients, queries=max(200, min(QUERIES, affordable))), meter
+    yield "without gradients", partial(_without_gradients, queries=queries), meter
 
 
 def _through(search: Search, rows: Tensor) -> None:

@@ -178,6 +178,9 @@ def test_what_no_stand_in_opens_stays_void(planted, images):
     outcomes = measure(model, x, y, threat=THREAT, suite="quick")
     _, _, soundness = examine(model, x, y, outcomes=outcomes)
     assert "no gradients" in [sign.name for sign in soundness.alarms]
+    last = soundness.steps[-1]
+    assert last.name == "without gradients"
+    assert last.passes > 250 * last.tried  # of 2,000, and not of the 200 that a suite so short would allow
 
 
 class Moody(nn.Module):
