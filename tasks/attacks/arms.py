@@ -33,26 +33,27 @@ FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when
 SOFT: dict[Norm, float] = {"l1": 16.0}  # how sharply the highest of the other logits counts, where it pays
 REMEMBERED = 0.3  # L1: of a feature's worth, what it was when the feature was last changed further
 BEHIND = 0.2  # L1: how far a row looks at the model behind where it has come to, of its last step
-REACH = 0.45  # of the clean margin: what the slopes may leave of it, and a class is tried
+REACH = 0.7  # of the clean margin: what the slopes may leave of it, and a class is tried
 STARTS = ("nearest", "thinned", "toward", "borrowed", "blocks", "stripes", "noise")
 ROOM = 2**27  # numbers that the perturbations of one descent may hold: half a GiB
 KEPT = 0.5  # of what the nearest point changes, in a start that is thinned
 RETREAT = 0.9  # FAB: what is left of a perturbation that fools, as it looks for a smaller one (beta)
 
 
-def margin(search: Search, rows: Tensor, *, steps: int = 8, cut: int = 0) -> None:
+def margin(search: Search, rows: Tensor, *, steps: int = 8, cut: int = 0, soft: float = 0.0) -> None:
     """Lower the margin to the nearest class, from the clean input, along steps that shrink.
 
     After APGD (Croce and Hein, 2020, https://arxiv.org/abs/2003.01690) with the raw margin as loss and without its
     momentum and look-backs, which do not pay within so few steps. In L2 and L1 the ball is larger at first and shrinks
     to eps: there the way to the boundary leads around the corners of the box. With cut > 0 only the better third of the
-    samples goes on after so many steps.
+    samples goes on after so many steps. soft: how sharply the highest of the other logits counts in the margin that is
+    followed, as in soft_margins(); with 0 as the norm has it, alone but in L1.
     """
     target, start = torch.full_like(rows, ANY), torch.zeros_like(search.x[rows])
     first = torch.full_like(search.margin[rows], float("nan"))
     fresh = torch.equal(search.nearest[rows], search.x[rows])  # no warm start
-    known = None if search.slopes is None else search.slopes[rows]
-    _descend(search, rows, target, start, steps=steps, cut=cut, known=known, first=first)
+    known = None if search.slopes is None or soft else search.slopes[rows]  # the margin's own
+    _descend(search, rows, target, start, steps=steps, cut=cut, soft=soft, known=known, first=first)
     if fresh and search.straight is None and search.threat.norm in WHOLE:
         search.straight = _straight(search, rows, first)
 
@@ -148,21 +149,27 @@ def _clean(search: Search, rows: Tensor, target: Tensor) -> Tensor:
 
 
 def restarts(
-    search: Search, rows: Tensor, *, starts: str = "toward nearest blocks noise", steps: int = 20, cut: int = 0
+    search: Search,
+    rows: Tensor,
+    *,
+    starts: str = "toward nearest blocks noise",
+    steps: int = 20,
+    cut: int = 0,
+    soft: float = 0.0,
 ) -> None:
     """Start again elsewhere, and go down the margin's slope: one row for each sample and each of the starts.
 
     `nearest` goes on from the point of smallest margin, `thinned` from half of what that point changes, `toward` starts
     at the edge of the ball on the way to another sample that the model calls by the target's name, `borrowed` with what
     fooled the nearest sample of the class, then the next; `blocks`, `stripes` and `noise` start at random patterns. A
-    sample's tries take turns among its classes. Ball and `cut` as in margin.
+    sample's tries take turns among its classes. Ball, `cut` and `soft` as in margin.
     """
     if not len(rows):
         return
     turn = int(search.tried("restarts", rows).amin())
     begun = [_start(search, rows, start) for start in known_starts(starts)]
     targets, deltas = (torch.cat(parts) for parts in zip(*begun, strict=True))
-    _descend(search, rows.repeat(len(begun)), targets, deltas, steps=steps, cut=cut, turn=turn)
+    _descend(search, rows.repeat(len(begun)), targets, deltas, steps=steps, cut=cut, turn=turn, soft=soft)
 
 
 def known_starts(starts: str) -> list[str]:
@@ -257,6 +264,7 @@ def _descend(
     steps: int,
     cut: int,
     turn: int = 0,
+    soft: float = 0.0,
     known: Tensor | None = None,
     first: Tensor | None = None,
 ) -> None:
@@ -272,7 +280,7 @@ def _descend(
         steps=steps,
         inside=len(wide) == 1,
         cut=cut or None,
-        soft=SOFT.get(search.threat.norm),
+        soft=soft or SOFT.get(search.threat.norm),
         known=known,
         first=first,
     )

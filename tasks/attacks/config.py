@@ -52,7 +52,7 @@ ARMS: dict[str, Arm] = {
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}  # what a config can hold
 LEAST: dict[str, int] = {  # of a number that an attack of ours takes: below 1 nothing is tried; 0 has a meaning
     **dict.fromkeys(("burst", "draws", "halvings", "horizon", "points", "queries", "steps", "tries", "width"), 1),
-    **dict.fromkeys(("count", "cut", "p", "pairs", "slopes"), 0),
+    **dict.fromkeys(("count", "cut", "p", "pairs", "slopes", "soft"), 0),
     "square queries": 2,  # the first is the look at the sample itself
 }
 MOST = {"p": 1.0}

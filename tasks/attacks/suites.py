@@ -41,6 +41,7 @@ QUICK = 40.0  # passes a sample, at most, with all that is asked before and afte
 # In L1 a sample falls to the tenth try as readily as to the first: turns do not grow, and starts differ.
 EVEN = {"share": 0.1, "near": 0.07, "growth": 1.0, "fewest": 32}
 BRIEF = {"near": 0.15, "growth": 1.0}  # of the suite "quick", in L2 too
+ROUGH = 16.0  # there every other class counts, which finds more within few steps, and no more within many
 VARIED = ("toward", "borrowed", "noise", "thinned")
 MIXED = "thinned borrowed stripes noise"
 # Of the suite "warm": how a turn's samples are chosen, the nearest one or more of them, or the same few each time.
@@ -54,7 +55,7 @@ SUITES: dict[str, Suite] = {
         attacks=(
             _row("crossings", {"steps": 3, "halvings": 7, "tries": 1}, norms=LONG),
             _row("margin", {"steps": 6}, norms=FLAT),
-            _row("margin", {"steps": 8, "cut": 5}, norms=("l2",)),
+            _row("margin", {"steps": 8, "cut": 5, "soft": ROUGH}, norms=("l2",)),
             _row("margin", {"steps": 10, "cut": 5}, norms=("l1",)),
             _row("sweep", {"points": 16}, free=1),
             _drawn("classes", {"steps": 6, "cut": 2, "pairs": 0.5, "slopes": LOOKED}, share=1.0, norms=BOX),
@@ -62,7 +63,9 @@ SUITES: dict[str, Suite] = {
             _drawn("classes", {"steps": 8, "cut": 4, "pairs": 0.3}, share=1.0, norms=("l1",)),
             _drawn("restarts", {"starts": "toward nearest", "steps": 10}, share=0.04, norms=FLAT),
             *(
-                _drawn("restarts", {"starts": s, "steps": 12, "cut": 6}, share=0.15, **BRIEF, norms=("l2",))
+                _drawn(
+                    "restarts", {"starts": s, "steps": 12, "cut": 6, "soft": ROUGH}, share=0.15, **BRIEF, norms=("l2",)
+                )
                 for s in ("nearest", "noise")
             ),
             *(
@@ -80,7 +83,7 @@ SUITES: dict[str, Suite] = {
         again=0.25,
         passes=27,
         whole=QUICK,
-        ends={"l2": End(again=5, whole=QUICK), "l1": End(again=8, whole=QUICK)},
+        ends={"l2": End(again=None, whole=QUICK), "l1": End(again=8, whole=QUICK)},
     ),
     "standard": Suite(
         name="standard",

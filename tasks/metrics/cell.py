@@ -137,9 +137,9 @@ def _opened(meter: Meter, x: Tensor, y: Tensor, *, follows: bool) -> tuple[Tenso
 
 
 def _descends(suite: Suite, threat: ThreatModel) -> bool:
-    """Whether every sample is led down the slope of its margin."""
-    rows = suite.under(threat)
-    return threat.norm not in SOFT and any(row.name == "margin" and row.samples == "all" for row in rows)
+    """Whether every sample is led down the slope of its margin, and not of a soft one."""
+    rows = [row for row in suite.under(threat) if row.name == "margin" and row.samples == "all"]
+    return threat.norm not in SOFT and any(not row.params.get("soft") for row in rows)
 
 
 def _begin_at(warm: Tensor, search: Search, meter: Meter) -> None:

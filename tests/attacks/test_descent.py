@@ -178,3 +178,26 @@ def test_a_long_descent_in_l_inf_begins_with_less_than_the_whole_radius(steps, f
     asked.clear()
     margin(search, torch.tensor([0]), steps=steps)
     torch.testing.assert_close((asked[1] - asked[0]).abs().amax(), torch.tensor(0.1 * first))
+
+
+@pytest.mark.parametrize("arm", [margin, restarts])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_row_may_follow_a_soft_margin(arm, norm):
+    """Of two classes that are nearly as far only one is the nearest; the soft margin's slope leads between the two."""
+
+    class Four(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x[:, 0] * 0, x[:, 1] - 2, x[:, 2] - 2 - 1e-3, x[:, 0] * 0 - 10], 1)
+
+    x, y = torch.full((1, 3), 0.5), torch.tensor([0])
+    reached = []
+    for soft in (0.0, 4.0):
+        first = sloped(Four(), x, y)[1]
+        how = {"threat": ThreatModel(norm=norm, eps=0.1), "rng": torch.Generator().manual_seed(0)}
+        search = Search(Four(), x, y, slopes=first, **how)
+        starts = {} if arm is margin else {"starts": "nearest"}
+        arm(search, torch.arange(1), steps=1, soft=soft, **starts)
+        reached.append((search.nearest - x)[0])
+    assert reached[0][2] == 0
+    assert reached[1][2] > 0.05
+    assert reached[0][1] == pytest.approx(0.1, rel=1e-5)

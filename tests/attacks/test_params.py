@@ -37,6 +37,7 @@ WRONG = [
     ("hopskipjump", {"queries": 0}, "queries=0"),
     ("greedy", {"width": 0}, "width=0"),
     ("sweep", {"points": 0}, "points=0"),
+    ("margin", {"soft": -1.0}, "soft=-1.0 is out of range. Write 0 or more"),
     ("classes", {"cut": -1}, "cut=-1 is out of range. Write 0 or more"),
     ("classes", {"pairs": -0.5}, "pairs=-0.5"),
     ("classes", {"pairs": math.inf}, "pairs=inf"),

@@ -835,11 +835,14 @@ def test_what_has_fallen_at_its_warm_start_holds_nothing_back_for_a_last_look():
     assert again.backward_samples == left // 3  # there, the slope, and where it leads
 
 
-@pytest.mark.parametrize(("threat", "asks"), [(LINF, True), (L2, True), (L1, False)], ids=str)
-def test_no_slope_is_asked_for_at_the_inputs_where_descents_follow_another(hardened, threat, asks, monkeypatch):
+@pytest.mark.parametrize(
+    ("threat", "soft", "asks"), [(LINF, 0, True), (L2, 0, True), (L2, 16, False), (L1, 0, False)], ids=str
+)
+def test_no_slope_is_asked_for_at_the_inputs_where_descents_follow_another(hardened, threat, soft, asks, monkeypatch):
     asked = []
     monkeypatch.setattr(cell, "sloped", lambda *of: asked.append(of) or sloped(*of))
-    measure(hardened, *shown(20), threat=threat, suite=["margin"])
+    suite = [AttackConfig(name="margin", params={"soft": soft})]
+    measure(hardened, *shown(20), threat=threat, suite=suite)
     assert bool(asked) == asks
 
 
