@@ -18,7 +18,7 @@ def sweep(search: Search, rows: Tensor, *, points: int = 64) -> None:
     free = torch.ones_like(features) if search.threat.mask is None else mask_of(search.threat, features)
     for feature in free.flatten().nonzero():
         only = torch.zeros_like(features).flatten().index_fill(0, feature, 1.0).view_as(features)
-        for at in torch.linspace(0, 1, points).tolist():
+        for at in torch.linspace(0, 1, points, dtype=torch.float32).tolist():
             rows = rows[~search.fooled[rows]]
             if not len(rows):
                 return
