@@ -29,12 +29,9 @@ from tasks.attacks.threat import Norm, ThreatModel
 from tasks.errors import UnknownPart, WrongInput
 from tasks.lookup import did_you_mean, imported, lookup
 
-LATER = (
-    "near",
-    "fewest",
-    "growth",
-    "free",
-)  # fields that came later: a row that leaves them out draws as it did before
+# What came later: a row that leaves these at their defaults has the digest, and the draws, that it had before.
+LATER = ("near", "fewest", "growth", "free")
+LATER_PARAMS = (("soft", 0.0),)
 
 # What takes part in the engine's search: (search, rows, *, parameters) -> None.
 ARMS: dict[str, Arm] = {
@@ -139,7 +136,9 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
         """Every field and parameter with its value, and the digest of the code where the attack is the user's."""
         attack = lookup("attack", self.name, ATTACKS)
         unsaid = {name for name in LATER if getattr(self, name) == type(self).model_fields[name].default}
-        row: dict[str, Any] = self.model_dump(exclude=unsaid) | {"params": {**_defaults(attack), **self.params}}
+        params = {**_defaults(attack), **self.params}
+        params = {key: value for key, value in params.items() if (key, value) not in LATER_PARAMS}
+        row: dict[str, Any] = self.model_dump(exclude=unsaid) | {"params": params}
         if self.name not in ATTACKS:
             row["source"] = _source_digest(attack)
         return row

@@ -26,6 +26,11 @@ def test_a_suite_s_digest_follows_parameters_and_order_but_not_the_name():
     assert "source" in AttackConfig(name=f"{__name__}:sticker").resolved()
 
 
+def test_a_parameter_that_came_later_counts_only_where_it_is_used():
+    assert AttackConfig(name="margin").resolved()["params"] == {"steps": 8, "cut": 0}
+    assert AttackConfig(name="margin", params={"soft": 16}).resolved()["params"] == {"steps": 8, "cut": 0, "soft": 16}
+
+
 @pytest.mark.parametrize(
     ("suite", "hint"),
     [
