@@ -25,7 +25,7 @@ FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
 GLANCE = 8  # samples that tell whether a model compares numbers
-BETTER = 0.25  # of the samples have a lower margin than the model's own slopes led to
+BETTER, CLEARLY = 0.15, 0.02  # of the samples have a margin so much lower than the model's own slopes led to
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
 # Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
 LEAST, MOST, FEW = 300.0, 600.0, 50.0
@@ -60,6 +60,7 @@ class Engine:
         self.others = search.clean.shape[1] - 1  # classes beside a sample's own
         self.lent = False  # slopes were looked for that the model does not have
         self.compared = False  # it was asked whether the model compares numbers, so that its slopes do not tell all
+        self.steep = False  # it does, and slopes behind that lead further
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
@@ -101,10 +102,12 @@ class Engine:
         self._follow(view)
         before, some = self.search.margin.clone(), rows[: min(PROBE, self._affordable(tally))]
         self._pull(tally, some)
-        if (self.search.margin < before)[some].float().mean() > BETTER:
-            self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
-        else:
+        lower = before - self.search.margin > CLEARLY * before.abs()
+        self.steep = bool(lower[some].float().mean() > BETTER)
+        if not self.steep:
             self.model, self.searched, self.search.slopes = own
+        elif not any(other.config.in_turns for other in self.tallies):  # they go on from what is known
+            self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
 
     def _follow(self, view: nn.Module) -> None:
         """Attacks follow this view's slopes from here on; the answers stay the model's."""
@@ -152,8 +155,7 @@ class Engine:
             if not open_ or most or (not due and enough):
                 self.capped |= most
                 break
-            able = [t for t in open_ if t in first] if any(t in first for t in due) else open_
-            able = able if due else self._owed(able, group)
+            able = self._able(open_, due, first=first, group=group)
             tally, before, fooled = max(able, key=lambda t: t.rate), self._spent(), self.search.fooled.clone()
             gained = self._turn(tally)
             effort += (self._spent() - before) / standing
@@ -165,12 +167,20 @@ class Engine:
             if at > LAST_QUARTER * effort:
                 self.late |= fell
 
-    def _owed(self, able: list[Tally], group: list[Tally]) -> list[Tally]:
-        """Whose turn it may be: where slopes are lent, of those that follow none until they have had their share."""
-        blind = [tally for tally in able if _blind(tally)]
+    def _able(self, open_: list[Tally], due: list[Tally], *, first: list[Tally], group: list[Tally]) -> list[Tally]:
+        """Whose turn it may be.
+
+        Behind comparisons each has one turn before any has two; elsewhere an attack that earns keeps its turn. Where
+        slopes are lent, it is of those that follow none until they have had their share.
+        """
+        if due:
+            if self.steep:
+                return due
+            return [tally for tally in open_ if tally in first] if any(tally in first for tally in due) else open_
+        blind = [tally for tally in open_ if _blind(tally)]
         spent = sum(tally.passes for tally in group)
         owed = self.lent and sum(tally.passes for tally in blind) < OWED * spent
-        return blind if blind and owed else able
+        return blind if blind and owed else open_
 
     def _parted(self, group: list[Tally]) -> tuple[list[Tally], list[Tally]]:
         """Which have a turn each, and which are spare.
@@ -272,9 +282,12 @@ class Engine:
         """When the drawing ends.
 
         Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a share of the
-        suite's, any to the limit on the cell's whole where there is one.
+        suite's, any to the limit on the cell's whole where there is one. Behind comparisons, where successes are far
+        apart, that limit alone counts too.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
+        if self.steep and end.whole:
+            return End(again=None, whole=end.whole)
         if not self._level() and not self.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)
