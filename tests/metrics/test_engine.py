@@ -205,9 +205,9 @@ class Levels(nn.Module):
 @pytest.fixture(scope="module")
 def winners() -> nn.Module:
     """Slopes that do not tell which features are about to pass: 0.94 clean."""
-    hidden = [nn.Linear(64, 256), Winners(), nn.Linear(256, 256), Winners()]
     with torch.random.fork_rng():
         torch.manual_seed(0)
+        hidden = [nn.Linear(64, 256), Winners(), nn.Linear(256, 256), Winners()]
         return trained(nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, 10)), plain, eps=0.1, epochs=15)
 
 
@@ -236,6 +236,32 @@ def test_slopes_behind_comparisons_fell_what_the_model_s_own_do_not(winners, thr
     assert suite != "quick" or found.passes <= SUITES["quick"].whole * len(x)
 
 
+def test_behind_comparisons_each_attack_has_a_turn_before_any_has_two_and_quick_spends_all_it_may(winners, monkeypatch):
+    turns, turn = [], engine.Engine._turn
+
+    def noted(at_work, tally):
+        turns.append(tally)
+        return turn(at_work, tally)
+
+    monkeypatch.setattr(engine.Engine, "_turn", noted)
+    x, y = shown(100)
+    found = measure(winners, x, y, threat=WON, suite=SUITES["quick"].model_copy(update={"passes": 5.0}))
+    drawn = [attack for attack in SUITES["quick"].under(WON) if attack.samples == "drawn"]
+    assert {id(tally) for tally in turns[: len(drawn)]} == {id(t) for t in turns if t.config.samples == "drawn"}
+    assert len({id(tally) for tally in turns[: len(drawn)]}) == len(drawn) > 2
+    assert found.passes > 0.97 * SUITES["quick"].whole * len(x)
+
+
+def test_behind_comparisons_an_attack_that_nobody_follows_descends_on_every_sample(winners, monkeypatch):
+    x, y = shown(200)
+    found = measure(winners, x, y, threat=WON, suite=["margin"])
+    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    own = measure(winners, x, y, threat=WON, suite=["margin"])
+    left = int((~own.fooled).sum())
+    assert left > 3 * isolation.PROBE
+    assert found.passes - own.passes > 8 * left
+
+
 class TwoWays(nn.Module):
     """A rectifier written as a choice: slopes behind its comparison lead no further than its own."""
 
@@ -257,7 +283,6 @@ def test_where_slopes_behind_comparisons_lead_no_further_the_model_s_own_are_fol
         assert all(a is b for a, b in zip(own, (at_work.model, at_work.searched, at_work.search.slopes), strict=True))
 
     monkeypatch.setattr(engine.Engine, "_steepen", noted)
-    monkeypatch.setattr(engine, "BETTER", 1.0)
     found, plainly = (measure(model, x, y, threat=LINF) for model in (same, hardened))
     (with_choices, _), (without, own) = tried
     assert without == engine.GLANCE
