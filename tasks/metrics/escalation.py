@@ -30,6 +30,11 @@ from tasks.statistics import Share
 
 MANY_DRAWS = 30
 MOST_CLASSES = 9.0  # of a sample that are aimed at: as many as AutoAttack's, all of ten
+ROUNDS = (  # of restarts: the next one only where the last one gained
+    "toward nearest blocks stripes noise",
+    "thinned borrowed stripes noise",
+    "thinned borrowed noise",
+)
 QUERIES, FEWEST = 2000, 200  # a sample, at most and at least, of the black-box step
 WORTH = 3.0  # times the evaluation's own passes is what the black-box step may take of a model that has slopes
 MANY = 0.05  # of the samples that are right, felled without gradients where gradients do not lead
@@ -160,7 +165,11 @@ def _through(search: Search, rows: Tensor) -> None:
 
 
 def _restarts(search: Search, rows: Tensor) -> None:
-    arms.restarts(search, rows, starts="toward nearest blocks stripes noise", steps=40)
+    for starts in ROUNDS:
+        arms.restarts(search, rows, starts=starts, steps=40)
+        if len(still := search.standing()) in (0, len(rows)):
+            return
+        rows = still
 
 
 def _losses(search: Search, rows: Tensor) -> None:

@@ -1,10 +1,12 @@
 """A step of the escalation goes in cells, and touches of each cell what is the cell's."""
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.attacks import ThreatModel
+from tasks.attacks.search import Search
 from tasks.metrics import escalation, measure
 from tasks.metrics.isolation import untouched
 
@@ -42,3 +44,20 @@ def test_of_the_nearest_points_each_cell_is_brought_its_own(monkeypatch):
     assert torch.equal(torch.cat(starts).float(), outcomes.nearest[standing])
     assert standing.sum() > 4 * BLOCK
     assert 0 < moved.numbers <= BLOCK * FEATURES
+
+
+@pytest.mark.parametrize(("fall", "rounds", "left"), [(0, 1, 6), (1, 3, 3), (3, 2, 0), (6, 1, 0)])
+def test_restarts_go_on_while_they_gain_on_what_is_left(fall, rounds, left, monkeypatch):
+    x = torch.rand(6, FEATURES, generator=torch.Generator().manual_seed(0))
+    model = nn.Linear(FEATURES, 2)
+    search = Search(model, x, model(x).argmax(1), threat=ThreatModel(eps=0.1), rng=torch.Generator())
+    given: list[tuple[str, int]] = []
+
+    def fell(search, rows, *, starts, steps):
+        given.append((starts, len(rows)))
+        search.fooled[rows[:fall]] = True
+
+    monkeypatch.setattr(escalation.arms, "restarts", fell)
+    escalation._restarts(search, search.standing())
+    assert given == [(starts, 6 - number * fall) for number, starts in enumerate(escalation.ROUNDS[:rounds])]
+    assert len(search.standing()) == left
