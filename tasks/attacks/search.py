@@ -68,6 +68,17 @@ class Search:
         """Whether slopes were seen not to hold as far as the radius."""
         return self.straight is not None and self.straight < WINDING
 
+    @torch.no_grad()
+    def begin_again(self, model: nn.Module) -> None:
+        """Forget what was met, and go on with a model of the same answers and other logits."""
+        self.model, self.clean = model, self._logits(model, self.x)
+        self.logits, self.nearest, self.slopes = self.clean.clone(), self.x.clone(), None
+        self.steps, self.level, self.straight = 0, torch.zeros_like(self.level), None
+        self.margin.fill_(float("inf"))
+        self.foretold.fill_(float("nan"))
+        self.aimed.zero_()
+        self.see(torch.arange(len(self.x), device=self.x.device), self.x, self.clean, inside=True)
+
     def standing(self) -> Tensor:
         """The samples that nothing has fooled yet, nearest to falling first: [<= N]."""
         rows = (~self.fooled).nonzero().flatten()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tasks.attacks.choices import Choices
 from tasks.attacks.geometry import TINY, per_sample
 from tasks.attacks.search import margins, slope
 
@@ -33,12 +34,14 @@ class StraightThrough(nn.Module):
     gradient: Neftci et al., 2019, https://arxiv.org/abs/1901.09948): the model has slopes of its own, which do not
     tell what a value adds that enters or leaves, as where only winners pass. So do, where a model compares nothing,
     submodules that let through the largest values alone, however they choose them. `compared` says whether there were
-    any.
+    any. And what is done with the place of a highest value gets the slope of a softmax, as where a gate sends a sample
+    to one of several experts; `chosen` says whether there was such a choice.
     """
 
     def __init__(self, model: nn.Module, *, casts: bool = True, leak: bool = False, steep: bool = False) -> None:
         super().__init__()
-        self.model, self.casts, self.leak, self.steep, self.compared = model, casts, leak, steep, False
+        self.model, self.casts, self.leak, self.steep = model, casts, leak, steep
+        self.compared = self.chosen = False
 
     def forward(self, x: Tensor) -> Tensor:
         """X [B, ...] -> logits [B, C], equal to the model's."""
@@ -53,7 +56,9 @@ class StraightThrough(nn.Module):
         finally:
             for hook in hooks:
                 hook.remove()
-        self.compared = self.compared or (isinstance(mode, _Steep) and (mode.compared or bool(mode.gated)))
+        if isinstance(mode, _Steep):
+            self.chosen |= mode.choices.used
+            self.compared |= mode.compared or bool(mode.gated)
         return logits
 
 
@@ -78,7 +83,7 @@ def stand_in(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
 
 
 def steepened(model: nn.Module, x: Tensor) -> StraightThrough | None:
-    """The view that opens comparisons and nothing else; None where x [B, ...] meets none, or where it cannot be."""
+    """The view that opens comparisons and choices alone; None where x [B, ...] meets none, or where it cannot be."""
     view = StraightThrough(model, steep=True)
     if not len(x):
         return None
@@ -86,7 +91,7 @@ def steepened(model: nn.Module, x: Tensor) -> StraightThrough | None:
         view(x.detach().clone().requires_grad_())
     except Exception:  # the model needs a truth value where the view has a number
         return None
-    return view if view.compared else None
+    return view if view.compared or view.chosen else None
 
 
 class _Open(TorchFunctionMode):
@@ -94,7 +99,7 @@ class _Open(TorchFunctionMode):
 
     def __init__(self, casts: bool, leak: bool) -> None:
         super().__init__()
-        self.casts, self.leak = casts, leak
+        self.casts, self.leak, self.choices = casts, leak, Choices(lambda values: values)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -109,6 +114,8 @@ class _Open(TorchFunctionMode):
         if name == "numpy":
             args = (args[0].detach(),)
         result, x = func(*args, **kwargs), args[0] if args else None
+        if self.casts and (sloped := self.choices.met(func, args, kwargs, result)) is not result:
+            return sloped
         if not (isinstance(x, Tensor) and isinstance(result, Tensor) and x.requires_grad and x.is_floating_point()):
             return result
         if name == "__floordiv__":
@@ -133,7 +140,7 @@ class _Steep(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.compared, self.gated = False, list[Tensor]()
+        self.compared, self.gated, self.choices = False, list[Tensor](), Choices(_softmax)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -142,7 +149,7 @@ class _Steep(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if _softened(name, args):
             return _chosen(name, args)
-        result = func(*args, **kwargs)
+        result = self.choices.met(func, args, kwargs, func(*args, **kwargs))
         if name not in GREATER | LESS or len(args) != 2:
             return result
         gap = args[0] - args[1] if name in GREATER else args[1] - args[0]
@@ -170,6 +177,15 @@ def _sigmoid(gap: Tensor) -> Tensor:
     near = gap.detach().abs()
     near = per_sample(near.flatten(1).mean(1), like=near) if near.ndim > 1 else near.mean()
     return torch.sigmoid(gap / (STEEP * near).clamp_min(TINY))
+
+
+def _softmax(values: Tensor) -> Tensor:
+    """Of values [B, ..., K] a softmax that is as steep as they are near to the highest of them in the mean.
+
+    It is less steep than the sigmoid behind a comparison: a choice is made once, so that few samples are near a tie.
+    """
+    away = (values.detach().amax(-1, keepdim=True) - values.detach()).flatten(1).mean(1)
+    return torch.softmax(values / per_sample(away, like=values).clamp_min(TINY), -1)
 
 
 def _let_through(x: Tensor, result: Tensor) -> Tensor | None:

@@ -3,13 +3,14 @@
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite
 from tasks.attacks.config import End
+from tasks.attacks.labels import behind_labels
 from tasks.attacks.search import OPEN, Search
 from tasks.attacks.straight_through import stand_in, steepened
 from tasks.metrics.child import Failed, Stopped
@@ -26,12 +27,16 @@ LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
 GLANCE = 8  # samples that tell whether a model compares numbers
 BETTER, CLEARLY = 0.15, 0.02  # of the samples have a margin so much lower than the model's own slopes led to
+AGAIN = 2  # times the effort, where turns follow two views
 CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
+MEANT = 3  # passes a sample, at least, to look at what stands behind answers that are labels, and go on from there
 # Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
 LEAST, MOST, FEW = 300.0, 600.0, 50.0
 # Where slopes are lent: effort without any, and passes a sample, at most; and of all passes, what attacks without get.
 PATIENT, SPENT, OWED = 2000.0, 100.0, 0.67
 DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so much, and `passes` such a share
+
+View = tuple[nn.Module, nn.Module, Tensor | None]
 
 
 class Engine:
@@ -61,6 +66,7 @@ class Engine:
         self.lent = False  # slopes were looked for that the model does not have
         self.compared = False  # it was asked whether the model compares numbers, so that its slopes do not tell all
         self.steep = False  # it does, and slopes behind that lead further
+        self.views: Iterator[View] | None = None  # which turns follow by turns
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
@@ -84,18 +90,30 @@ class Engine:
         return bool(self.search.level > LEVEL * self.search.steps)
 
     def _lend(self) -> bool:
-        """Whether the attacks follow slopes through what passes none on from here on; the answers stay the model's."""
+        """Whether the attacks follow slopes through what passes none on from here on; the answers stay the model's.
+
+        Where those are labels alone, what stands behind them takes their place, if it is known.
+        """
         some = self.search.standing()[: int(min(PROBE, max(self._left(), 0) / CHOICE))]
         if not len(some):
             return False
         self.lent = True
-        self._follow(stand_in(self.meter, self.search.x[some], self.search.y[some]))
+        x = self.search.x[some]
+        once = self.meter.draws == 1 and self._left() > MEANT * len(self.search.x)
+        labels = behind_labels(self.meter, x) if once else None
+        self._follow(labels or stand_in(self.meter, x, self.search.y[some]))
         self.search.aimed.zero_()
+        if labels is not None:  # which has slopes of its own
+            self.lent, self.compared = False, True
+            self.search.begin_again(self.searched)
         return self.model is not self.meter
 
     def _steepen(self, tally: Tally) -> None:
-        """Where the model compares numbers, follow slopes behind that from here on, if the attack gets further so."""
-        own, rows = (self.model, self.searched, self.search.slopes), self._given(tally.config)
+        """Where the model compares numbers, follow slopes behind that from here on, if the attack gets further so.
+
+        Where it makes choices, slopes through them and its own are followed by turns.
+        """
+        own, rows = self._view(), self._given(tally.config)
         self.compared, view = True, steepened(self.meter, self.search.x[rows[: int(min(GLANCE, max(self._left(), 0)))]])
         if view is None:
             return
@@ -103,11 +121,17 @@ class Engine:
         before, some = self.search.margin.clone(), rows[: min(PROBE, self._affordable(tally))]
         self._pull(tally, some)
         lower = before - self.search.margin > CLEARLY * before.abs()
-        self.steep = bool(lower[some].float().mean() > BETTER)
+        self.steep = view.chosen or bool(lower[some].float().mean() > BETTER)
+        if view.chosen:  # each of the two finds what the other does not
+            self.views = itertools.cycle((self._view(), own))
         if not self.steep:
             self.model, self.searched, self.search.slopes = own
         elif not any(other.config.in_turns for other in self.tallies):  # they go on from what is known
             self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
+
+    def _view(self) -> View:
+        """The model whose slopes are followed, as it is searched, and its slopes at the samples."""
+        return self.model, self.searched, self.search.slopes
 
     def _follow(self, view: nn.Module) -> None:
         """Attacks follow this view's slopes from here on; the answers stay the model's."""
@@ -201,6 +225,8 @@ class Engine:
     def _turn(self, tally: Tally) -> int:
         """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""
         rows, config = self.search.standing(), tally.config
+        if self.views is not None:
+            self.model, self.searched, self.search.slopes = next(self.views)
         if tally.turns is None:
             tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
             tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
@@ -282,12 +308,14 @@ class Engine:
         """When the drawing ends.
 
         Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a share of the
-        suite's, any to the limit on the cell's whole where there is one. Behind comparisons, where successes are far
-        apart, that limit alone counts too.
+        suite's, any to the limit on the cell's whole where there is one. Behind comparisons and choices, where
+        successes are far apart, that limit alone counts too.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
         if self.steep and end.whole:
             return End(again=None, whole=end.whole)
+        if self.views is not None and end.again is not None:
+            return end.model_copy(update={"again": AGAIN * end.again})
         if not self._level() and not self.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)

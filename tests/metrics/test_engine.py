@@ -262,6 +262,94 @@ def test_behind_comparisons_an_attack_that_nobody_follows_descends_on_every_samp
     assert found.passes - own.passes > 8 * left
 
 
+class Labels(nn.Module):
+    """Answers with the label alone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return nn.functional.one_hot(self.model(x).argmax(1), 10).float()
+
+
+@pytest.mark.parametrize("suite", ["quick", "standard"])
+@pytest.mark.parametrize("threat", [LINF, L2, ThreatModel(norm="l0", eps=1)], ids=str)
+def test_a_model_that_answers_with_labels_stands_as_seldom_as_without(threat, suite, hardened, monkeypatch):
+    x, y = shown(100)
+    soft = measure(hardened, x, y, threat=threat, suite=suite)
+    monkeypatch.setattr(engine, "steepened", lambda *_: pytest.fail("the values behind the labels are known"))
+    found = measure(Labels(hardened), x, y, threat=threat, suite=suite)
+    assert_honest(Labels(hardened), x, y, found)
+    assert abs(int(found.fooled.sum()) - int(soft.fooled.sum())) <= 1
+    assert 20 < soft.fooled.sum() < 80
+    assert found.passes < 3 * soft.passes
+    assert suite != "quick" or found.passes <= SUITES["quick"].whole * len(x)
+
+
+class Sent(nn.Module):
+    """A gate sends each sample to one of two nets."""
+
+    def __init__(self):
+        super().__init__()
+        self.ways = nn.ModuleList(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)) for _ in range(2))
+        self.gate = nn.Linear(64, 2)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        answers, gate = torch.stack([way(x) for way in self.ways], 1), 5 * self.gate(x)
+        if self.training:
+            return (answers * gate.softmax(1)[:, :, None]).sum(1)
+        return answers[torch.arange(len(x), device=x.device), gate.argmax(1)]
+
+
+@pytest.fixture(scope="module")
+def sent() -> nn.Module:
+    """Trained with both nets at once, and then asked one of them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return trained(Sent(), plain, eps=0.15, epochs=12)
+
+
+SENT = ThreatModel(norm="linf", eps=0.15)
+
+
+def test_slopes_through_a_choice_and_the_model_s_own_are_followed_by_turns(sent, monkeypatch):
+    x, y = shown(200)
+    followed, turn = [], engine.Engine._turn
+
+    def noted(at_work, tally):
+        gained = turn(at_work, tally)
+        followed.append(at_work.model is at_work.meter)
+        return gained
+
+    monkeypatch.setattr(engine.Engine, "_turn", noted)
+    found = measure(sent, x, y, threat=SENT)
+    assert_honest(sent, x, y, found)
+    assert followed == [number % 2 == 1 for number in range(len(followed))]
+    assert len(followed) > 10
+    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    own = measure(sent, x, y, threat=SENT)
+    assert (~found.fooled).sum() < 0.5 * (~own.fooled).sum()
+
+
+def test_slopes_through_a_choice_are_followed_on_every_sample_where_nobody_takes_turns(sent, monkeypatch):
+    x, y = shown(200)
+    found = measure(sent, x, y, threat=SENT, suite=["margin"])
+    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    own = measure(sent, x, y, threat=SENT, suite=["margin"])
+    assert (~own.fooled).sum() > isolation.PROBE
+    assert (~found.fooled).sum() < 0.6 * (~own.fooled).sum()
+
+
+def test_where_turns_follow_two_views_the_drawing_goes_on_for_longer(sent, monkeypatch):
+    x, y = shown(200)
+    monkeypatch.setattr(engine, "AGAIN", 1)
+    once = measure(sent, x, y, threat=SENT)
+    monkeypatch.setattr(engine, "AGAIN", 8)
+    assert measure(sent, x, y, threat=SENT).passes > 1.2 * once.passes
+
+
 class TwoWays(nn.Module):
     """A rectifier written as a choice: slopes behind its comparison lead no further than its own."""
 
