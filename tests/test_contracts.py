@@ -19,6 +19,7 @@ SHORT = {  # a contract is kept or broken within a few steps
     "hopskipjump": {"queries": 60},
     "sigma-zero": {"steps": 30},
     "square": {"queries": 120},
+    "sweep": {"points": 4},
 }
 
 

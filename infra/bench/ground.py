@@ -124,6 +124,22 @@ class Levels(nn.Module):
         return smooth + (level - smooth).detach() if self.training else level
 
 
+class Routed(nn.Module):
+    """A gate sends each image to one of three nets; in training it mixes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ways = nn.ModuleList(gated(act) for act in (nn.ReLU(), nn.ELU(), nn.GELU()))
+        self.gate = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [B, 1, 28, 28] -> logits [B, 10]."""
+        answers, gate = torch.stack([way(x) for way in self.ways], 1), self.gate(x)
+        if self.training:
+            return (answers * gate.softmax(1).unsqueeze(2)).sum(1)
+        return answers.gather(1, gate.argmax(1).view(-1, 1, 1).expand(-1, 1, 10)).squeeze(1)
+
+
 class Times(nn.Module):
     """The logits, multiplied: a softmax over them saturates."""
 
@@ -202,6 +218,7 @@ MODELS = {
     "mnist-quantised": Trained("mnist", mnist_cnn, plain, LINF(eps=0.2), 2, 3e-3, lambda m: Quantised(m, 5)),
     "mnist-winners": Trained("mnist", lambda: gated(Winners()), plain, LINF(eps=0.1), 3, 3e-3),
     "mnist-pruned": Trained("mnist", lambda: gated(Pruned()), plain, LINF(eps=0.1), 3, 3e-3),
+    "mnist-routed": Trained("mnist", Routed, plain, LINF(eps=0.1), 3, 3e-3),
     "mnist-levels": Trained("mnist", levelled, plain, LINF(eps=0.1), 3, 3e-3),
     "mnist-cnn-adv": Trained("mnist", mnist_cnn, _mixed, LINF(eps=0.2), 5, 3e-3),
     "mnist-cnn-adv-l2": Trained("mnist", mnist_cnn, _steps(7), L2(eps=2.0), 4, 3e-3),

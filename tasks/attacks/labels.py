@@ -20,17 +20,19 @@ class BehindLabels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """X [B, ...] -> [B, C], the highest being the model's answer."""
+        return self.both(x)[1]
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X [B, ...] -> the model's logits [B, C], and what stands behind them, or else the same."""
         with _Last() as last:
             logits: Tensor = self.model(x)
-        return logits if last.values is None or last.values.shape != logits.shape else last.values
+        return logits, logits if last.values is None or last.values.shape != logits.shape else last.values
 
 
 def behind_labels(model: nn.Module, x: Tensor) -> BehindLabels | None:
     """What stands behind answers that are labels alone; None where nothing does that ranks x [B, ...] as they do."""
-    view, leaf = BehindLabels(model), x.clone().requires_grad_()
-    with torch.no_grad():
-        logits = model(x)
-    values = view(leaf)
+    view = BehindLabels(model)
+    logits, values = view.both(x.clone().requires_grad_())
     same = bool((logits.argmax(1) == values.argmax(1)).all()) and bool(values.isfinite().all())
     return view if same and values.requires_grad and not torch.equal(values, logits) else None
 

@@ -70,8 +70,8 @@ class Search:
 
     @torch.no_grad()
     def begin_again(self, model: nn.Module) -> None:
-        """Forget what was met, and go on with a model of the same answers and other logits."""
-        self.model, self.clean = model, self._logits(model, self.x)
+        """Forget what was met, and go on with a model of the same answers and other logits, which also judges them."""
+        self.model, self.clean, self.exact = model, self._logits(model, self.x), None if self.exact is None else model
         self.logits, self.nearest, self.slopes = self.clean.clone(), self.x.clone(), None
         self.steps, self.level, self.straight = 0, torch.zeros_like(self.level), None
         self.margin.fill_(float("inf"))

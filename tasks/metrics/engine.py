@@ -25,10 +25,10 @@ LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
 LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
-GLANCE = 8  # samples that tell whether a model compares numbers
+GLANCE = 8  # samples that tell whether a model compares numbers, or what stands behind its answers
 BETTER, CLEARLY = 0.15, 0.02  # of the samples have a margin so much lower than the model's own slopes led to
 AGAIN = 2  # times the effort, where turns follow two views
-CHOICE = 10  # passes of a sample, at most, to find which slopes to lend
+CHOICE = 11  # passes of a sample, at most, to find which slopes to lend
 MEANT = 3  # passes a sample, at least, to look at what stands behind answers that are labels, and go on from there
 # Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
 LEAST, MOST, FEW = 300.0, 600.0, 50.0
@@ -100,12 +100,12 @@ class Engine:
         self.lent = True
         x = self.search.x[some]
         once = self.meter.draws == 1 and self._left() > MEANT * len(self.search.x)
-        labels = behind_labels(self.meter, x) if once else None
+        labels = behind_labels(self.meter, x[:GLANCE]) if once else None
         self._follow(labels or stand_in(self.meter, x, self.search.y[some]))
         self.search.aimed.zero_()
         if labels is not None:  # which has slopes of its own
             self.lent, self.compared = False, True
-            self.search.begin_again(self.searched)
+            self.search.begin_again(self.model)
         return self.model is not self.meter
 
     def _steepen(self, tally: Tally) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tasks.attacks import search
+from tasks.attacks import ThreatModel, search
 from tasks.attacks.labels import behind_labels
 from tasks.attacks.straight_through import StraightThrough, steepened
 
@@ -141,3 +141,24 @@ OTHERS = {
 @pytest.mark.parametrize("answer", OTHERS.values(), ids=OTHERS)
 def test_where_the_last_choice_is_not_the_answer_nothing_stands_behind_it(answer):
     assert behind_labels(Model(answer), X) is None
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_a_search_that_begins_again_keeps_what_fell_and_nothing_else(coarse):
+    first, second = Model(LABELS["one hot"]), Model(lambda x: x @ GATE)
+    exact, y = first if coarse else None, (X @ GATE).argmax(1)
+    found = search.Search(
+        first, X, y, threat=ThreatModel(eps=0.1), rng=torch.Generator().manual_seed(0), exact=exact, straight=0.5
+    )
+    found.look(torch.arange(ROWS), X + 0.01)
+    found.fooled[2], found.steps, found.aimed[:] = True, 9, True
+    found.begin_again(second)
+    assert found.exact is (second if coarse else None)
+    assert torch.equal(found.clean, X @ GATE)
+    assert torch.equal(found.logits, X @ GATE)
+    assert torch.equal(found.nearest, X)
+    standing = ~found.fooled
+    assert standing.sum() == ROWS - 1
+    assert torch.allclose(found.margin[standing], search.margins(X @ GATE, y)[standing])
+    assert found.straight is None
+    assert found.steps == int(found.level) == int(found.aimed.sum()) == 0

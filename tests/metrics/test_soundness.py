@@ -497,10 +497,22 @@ class OneHot(nn.Module):
 
 def test_a_model_that_breaks_an_attack_ends_in_a_report_and_not_in_a_traceback(planted, images):
     x, y = images
-    for model in (OneHot(planted["plain MLP"].model), ByNumpyOfALeaf(planted["plain MLP"].model)):
+    model = ByNumpyOfALeaf(planted["plain MLP"].model)
+    outcomes, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite="quick"))
+    outcomes, _, soundness = examine(model, x, y, outcomes=outcomes, curve=curve)
+    assert soundness.alarms or outcomes.problems
+
+
+def test_a_model_that_answers_with_whole_numbers_is_as_robust_as_what_it_ranks(planted, images):
+    x, y = images
+    shares = []
+    for model in (OneHot(planted["plain MLP"].model), planted["plain MLP"].model):
         outcomes, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite="quick"))
         outcomes, _, soundness = examine(model, x, y, outcomes=outcomes, curve=curve)
-        assert soundness.alarms or outcomes.problems
+        assert not soundness.alarms
+        assert not outcomes.problems
+        shares.append(outcomes.robust_accuracy)
+    assert shares[0] == pytest.approx(shares[1], abs=1.5 / len(x))
 
 
 class ByNumpyOfALeaf(nn.Module):
