@@ -43,7 +43,13 @@ class Choices:
             shaped = [func(*_with(args, place, part), **kwargs) for part in weights.unbind(-1)]
             self.known[id(result)] = result, torch.stack(shaped, -1)
             return result
-        return self._sloped(func, args, kwargs, place, weights, result)
+        if name == "one_hot":  # of one place alone it would be narrower
+            args, kwargs = (place, result.shape[-1]), {}
+            weights = weights[..., : result.shape[-1]]
+        try:
+            return self._sloped(func, args, kwargs, place, weights, result)
+        except (IndexError, RuntimeError, TypeError, ValueError):  # another place would lead nowhere
+            return result
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Remember the places that argmax(x, dim), max(x, dim) or topk(x, 1) gave, where x [...] has a slope."""

@@ -38,7 +38,7 @@ def behind_labels(model: nn.Module, x: Tensor) -> BehindLabels | None:
 
 
 class _Last(TorchFunctionMode):
-    """Notes among which values [B, C] the last choice is made while it is active, under no_grad() too."""
+    """Notes among which values [B, C] the last choice is made while it is active, under no_grad() and detached too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,11 +47,13 @@ class _Last(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """The function's own result."""
+        """The function's own result, but of what would cut the values off."""
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name == GRAD_SWITCH:
             return None
         values = args[0] if args else kwargs.get("input")
+        if name == "detach":
+            return values
         if name in HIGHEST and isinstance(values, Tensor) and values.ndim > 1 and values.is_floating_point():
             self.values = values
         return func(*args, **kwargs)

@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ LEVEL = 0.1  # of the steps had no slope to follow
 ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
 GLANCE = 8  # samples that tell whether a model compares numbers, or what stands behind its answers
 BETTER, CLEARLY = 0.15, 0.02  # of the samples have a margin so much lower than the model's own slopes led to
-AGAIN = 2  # times the effort, where turns follow two views
+BOTH = 400.0  # effort, at least, where turns follow two views
 CHOICE = 11  # passes of a sample, at most, to find which slopes to lend
 MEANT = 3  # passes a sample, at least, to look at what stands behind answers that are labels, and go on from there
 # Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
@@ -66,7 +66,7 @@ class Engine:
         self.lent = False  # slopes were looked for that the model does not have
         self.compared = False  # it was asked whether the model compares numbers, so that its slopes do not tell all
         self.steep = False  # it does, and slopes behind that lead further
-        self.views: Iterator[View] | None = None  # which turns follow by turns
+        self.views: tuple[View | None, ...] = (None,)  # which the turns follow one after the other
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
         self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
@@ -123,7 +123,7 @@ class Engine:
         lower = before - self.search.margin > CLEARLY * before.abs()
         self.steep = view.chosen or bool(lower[some].float().mean() > BETTER)
         if view.chosen:  # each of the two finds what the other does not
-            self.views = itertools.cycle((self._view(), own))
+            self.views = self._view(), own
         if not self.steep:
             self.model, self.searched, self.search.slopes = own
         elif not any(other.config.in_turns for other in self.tallies):  # they go on from what is known
@@ -169,11 +169,12 @@ class Engine:
             passes = (self._spent() - begun) / len(self.search.x)
             most = end.reached(passes, effort) or self._left() <= 0
             spares = late >= LATE * stood
-            due = [t for t in open_ if t.turns is None and (spares or t in first)]
+            due = [t for t in open_ if t.taken < len(self.views) and (spares or t in first)]
             if self._wound(group):
                 enough = effort >= min(max(2 * last_flip, LEAST), MOST) and passes >= FEW
             else:
-                enough = end.again is not None and effort - last_flip >= end.again * last_flip
+                least = BOTH if len(self.views) > 1 else 0.0
+                enough = end.again is not None and effort >= least and effort - last_flip >= end.again * last_flip
             if alone := alone or (enough and self.lent and not due):
                 open_, due, enough = [t for t in open_ if _blind(t)], [], effort >= PATIENT or passes >= SPENT
             if not open_ or most or (not due and enough):
@@ -225,8 +226,10 @@ class Engine:
     def _turn(self, tally: Tally) -> int:
         """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""
         rows, config = self.search.standing(), tally.config
-        if self.views is not None:
-            self.model, self.searched, self.search.slopes = next(self.views)
+        view = self.views[sum(other.taken for other in self.tallies) % len(self.views)]
+        tally.taken += 1
+        if view is not None:
+            self.model, self.searched, self.search.slopes = view
         if tally.turns is None:
             tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
             tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
@@ -314,8 +317,6 @@ class Engine:
         suite, end = self.suite, self.suite.end(self.search.threat)
         if self.steep and end.whole:
             return End(again=None, whole=end.whole)
-        if self.views is not None and end.again is not None:
-            return end.model_copy(update={"again": AGAIN * end.again})
         if not self._level() and not self.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)

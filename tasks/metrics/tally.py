@@ -22,6 +22,7 @@ class Tally:
     error: str | None = None
     silent: Tensor | None = None  # bool [N]: met a fooling input on the way and returned one that does not fool
     turns: Tensor | None = None  # int64 [N]: how many of its turns each sample has had
+    taken: int = 0  # turns so far
     share: float = 0.0  # of the samples that stand: the size of its next turn
     spent: bool = False  # a turn of it passed nothing through the model: it has nothing left to try
     lately: tuple[float, float] = (0.0, 0.0)  # flips and passes, those before the last success counting less

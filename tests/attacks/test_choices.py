@@ -10,7 +10,7 @@ from tasks.attacks.labels import behind_labels
 from tasks.attacks.straight_through import StraightThrough, steepened
 
 ROWS, PLACES, OUT = 6, 4, 3
-GATE = torch.randn(5, PLACES, generator=torch.Generator().manual_seed(0))
+GATE = torch.randn(5, PLACES, generator=torch.Generator().manual_seed(4))
 LED = torch.randn(PLACES, OUT, generator=torch.Generator().manual_seed(1))  # what each place leads to
 X = torch.rand(ROWS, 5, generator=torch.Generator().manual_seed(2))
 
@@ -30,6 +30,9 @@ USES = {
     "index": lambda x: experts(x)[torch.arange(len(x)), (x @ GATE).argmax(1)],
     "one hot": lambda x: (experts(x) * F.one_hot((x @ GATE).argmax(dim=1), PLACES)[:, :, None]).sum(1),
     "as floats": lambda x: torch.bmm(F.one_hot((x @ GATE).argmax(-1), PLACES)[:, None].float(), experts(x))[:, 0],
+    "one hot as wide as needed": lambda x: (
+        experts(x)[:, : int((x @ GATE).argmax(1).max()) + 1] * F.one_hot((x @ GATE).argmax(1))[:, :, None]
+    ).sum(1),
     "gather": lambda x: experts(x).gather(1, (x @ GATE).argmax(1)[:, None, None].expand(-1, 1, OUT)).squeeze(1),
     "along": lambda x: torch.take_along_dim(experts(x), (x @ GATE).argmax(1).view(-1, 1, 1), dim=1).squeeze(1),
     "max": lambda x: experts(x)[torch.arange(len(x)), (x @ GATE).max(1)[1]],
@@ -96,6 +99,15 @@ def test_a_place_that_leads_nowhere_spoils_no_answer():
     assert search.slope(answers.sum(), leaf).isfinite().all()
 
 
+def test_a_place_that_could_not_be_another_keeps_its_answer_and_gets_no_slope():
+    fewer = int((X @ GATE).argmax(1).max())  # the last place of all is never chosen
+    gate = torch.cat([GATE[:, : fewer + 1], GATE[:, :1] - 9.0], 1)
+    model = Model(lambda x: LED[: fewer + 1][(x @ gate).argmax(1)] + x.sum(1, keepdim=True))
+    assert steepened(model, X) is None
+    leaf = X.clone().requires_grad_()
+    assert torch.equal(StraightThrough(model, steep=True)(leaf), model(X))
+
+
 @pytest.mark.parametrize("function", [lambda x: x @ GATE, lambda x: (x @ GATE).amax(1, keepdim=True).expand(-1, 2)])
 def test_a_model_that_makes_no_use_of_a_choice_is_not_opened(function):
     assert steepened(Model(function), X) is None
@@ -117,6 +129,7 @@ LABELS = {
     "one hot": lambda x: F.one_hot((x @ GATE).argmax(1), PLACES).float(),
     "equal": lambda x: ((x @ GATE) == (x @ GATE).max(1, keepdim=True).values).float() * 9,
     "no_grad": unseen,
+    "detached": lambda x: F.one_hot((x @ GATE).detach().argmax(1), PLACES).float(),
 }
 
 
@@ -134,7 +147,7 @@ OTHERS = {
     "another order": lambda x: F.one_hot((x @ GATE).argmax(1), PLACES).float().flip(1),
     "another width": lambda x: F.one_hot((x @ GATE).argmax(1), PLACES + 1).float(),
     "not finite": lambda x: F.one_hot((x @ GATE).log().argmax(1), PLACES).float(),
-    "detached": lambda x: F.one_hot((x @ GATE).detach().argmax(1), PLACES).float(),
+    "of a number": lambda x: F.one_hot((x.data @ GATE).argmax(1), PLACES).float(),
 }
 
 

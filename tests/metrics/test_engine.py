@@ -352,12 +352,21 @@ def test_slopes_through_a_choice_are_followed_on_every_sample_where_nobody_takes
     assert (~found.fooled).sum() < 0.6 * (~own.fooled).sum()
 
 
-def test_where_turns_follow_two_views_the_drawing_goes_on_for_longer(sent, monkeypatch):
+def test_where_turns_follow_two_views_each_attack_has_two_and_the_drawing_goes_on_for_longer(sent, monkeypatch):
     x, y = shown(200)
-    monkeypatch.setattr(engine, "AGAIN", 1)
-    once = measure(sent, x, y, threat=SENT)
-    monkeypatch.setattr(engine, "AGAIN", 8)
-    assert measure(sent, x, y, threat=SENT).passes > 1.2 * once.passes
+    rows = tuple(row for row in SUITES["standard"].under(WON) if row.samples == "drawn")
+    turns, turn = [], engine.Engine._turn
+
+    def noted(at_work, tally):
+        turns.append(tally.config)
+        return turn(at_work, tally)
+
+    monkeypatch.setattr(engine.Engine, "_turn", noted)
+    monkeypatch.setattr(engine, "BOTH", 0)
+    brief = measure(sent, x, y, threat=WON)
+    assert min(turns.count(row) for row in rows) >= 2
+    monkeypatch.setattr(engine, "BOTH", 600)
+    assert measure(sent, x, y, threat=WON).passes > 1.1 * brief.passes
 
 
 class TwoWays(nn.Module):
