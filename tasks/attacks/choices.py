@@ -55,7 +55,7 @@ class Choices:
         """Remember the places that argmax(x, dim), max(x, dim) or topk(x, 1) gave, where x [...] has a slope."""
         x = args[0] if args else kwargs["input"]
         second, third = (args[i] if len(args) > i else None for i in (1, 2))
-        place, dim = result if isinstance(result, Tensor) else result[1], kwargs.get("dim", second)
+        place, dim = result if isinstance(result, Tensor) else result[1], kwargs.get("dim", kwargs.get("axis", second))
         if name == "topk":
             count, dim = kwargs.get("k", second), kwargs.get("dim", -1 if third is None else third)
             if count != 1:

@@ -41,6 +41,7 @@ USES = {
     "as other whole numbers": lambda x: experts(x)[
         torch.arange(len(x)), (x @ GATE).argmax(1).detach().to(torch.int32).clone().long()
     ],
+    "axis": lambda x: experts(x)[torch.arange(len(x)), (x @ GATE).argmax(axis=1)],
     "lowest": lambda x: experts(x)[torch.arange(len(x)), (-(x @ GATE)).argmin(1)],
     "where": masked,
     "equal to each": lambda x: (
@@ -120,6 +121,11 @@ def test_an_answer_that_is_a_label_gets_the_slope_of_the_values_it_was_chosen_fr
     assert torch.allclose(search.slope(answers[:, 2].sum(), leaf), GATE[:, 2].expand(ROWS, -1))
 
 
+def counted_by_numpy(x):
+    with torch.no_grad():
+        return F.one_hot(torch.from_numpy((x @ GATE).numpy().argmax(1)), PLACES).float()
+
+
 def unseen(x):
     with torch.no_grad():
         return F.one_hot((x @ GATE).argmax(1), PLACES).float()
@@ -147,6 +153,7 @@ OTHERS = {
     "another order": lambda x: F.one_hot((x @ GATE).argmax(1), PLACES).float().flip(1),
     "another width": lambda x: F.one_hot((x @ GATE).argmax(1), PLACES + 1).float(),
     "not finite": lambda x: F.one_hot((x @ GATE).log().argmax(1), PLACES).float(),
+    "by numpy": counted_by_numpy,
     "of a number": lambda x: F.one_hot((x.data @ GATE).argmax(1), PLACES).float(),
 }
 

@@ -287,6 +287,22 @@ def test_a_model_that_answers_with_labels_stands_as_seldom_as_without(threat, su
     assert suite != "quick" or found.passes <= SUITES["quick"].whole * len(x)
 
 
+class Counted(Labels):
+    """The same by way of numpy, which takes no value that has a slope."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            return nn.functional.one_hot(torch.from_numpy(self.model(x).numpy().argmax(1)), 10).float()
+
+
+@pytest.mark.parametrize("suite", ["quick", "standard"])
+def test_where_nothing_is_known_behind_labels_the_search_goes_on_without(suite, hardened):
+    x, y = shown(50)
+    found = measure(Counted(hardened), x, y, threat=LINF, suite=suite)
+    assert_honest(Counted(hardened), x, y, found)
+    assert {attack.name: attack.error for attack in found.attacks if attack.name == "square"} == {"square": None}
+
+
 def test_values_behind_labels_are_judged_by_themselves_where_the_search_is_coarse(hardened):
     x, y = shown(100)
     soft = measure(hardened, x, y, threat=LINF, precision="bf16")
