@@ -86,8 +86,10 @@ class Choices:
             if led.shape[: place.ndim] == place.shape:
                 weight = weight.reshape(*place.shape, *[1] * (led.ndim - place.ndim))
             total = total + weight * led
+        if total.shape != result.shape:
+            return result
         self.used = True
-        return total if total.shape == result.shape else result
+        return total
 
 
 def _flat(values: Any) -> list[Any]:

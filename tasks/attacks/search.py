@@ -70,14 +70,16 @@ class Search:
 
     @torch.no_grad()
     def begin_again(self, model: nn.Module) -> None:
-        """Forget what was met, and go on with a model of the same answers and other logits, which also judges them."""
+        """Go on with a model of the same answers and other logits, which also judges them; what fell stays as it is."""
         self.model, self.clean, self.exact = model, self._logits(model, self.x), None if self.exact is None else model
-        self.logits, self.nearest, self.slopes = self.clean.clone(), self.x.clone(), None
+        self.logits, self.slopes, known, standing = self.clean.clone(), None, self.nearest.clone(), ~self.fooled
         self.steps, self.level, self.straight = 0, torch.zeros_like(self.level), None
-        self.margin.fill_(float("inf"))
+        self.nearest[standing], self.margin[standing] = self.x[standing], float("inf")
         self.foretold.fill_(float("nan"))
         self.aimed.zero_()
         self.see(torch.arange(len(self.x), device=self.x.device), self.x, self.clean, inside=True)
+        elsewhere = (standing & (known != self.x).flatten(1).any(1)).nonzero().flatten()  # as where a start is warm
+        self.look(elsewhere, known[elsewhere], inside=True)
 
     def standing(self) -> Tensor:
         """The samples that nothing has fooled yet, nearest to falling first: [<= N]."""

@@ -170,15 +170,19 @@ def test_a_search_that_begins_again_keeps_what_fell_and_nothing_else(coarse):
     found = search.Search(
         first, X, y, threat=ThreatModel(eps=0.1), rng=torch.Generator().manual_seed(0), exact=exact, straight=0.5
     )
-    found.look(torch.arange(ROWS), X + 0.01)
-    found.fooled[2], found.steps, found.aimed[:] = True, 9, True
+    near = X + 0.05 * torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    found.nearest[[0, 2]] = near[[0, 2]]
+    found.fooled[2], found.margin[2], found.steps, found.aimed[:] = True, -3.0, 9, True
     found.begin_again(second)
     assert found.exact is (second if coarse else None)
     assert torch.equal(found.clean, X @ GATE)
-    assert torch.equal(found.logits, X @ GATE)
-    assert torch.equal(found.nearest, X)
-    standing = ~found.fooled
-    assert standing.sum() == ROWS - 1
-    assert torch.allclose(found.margin[standing], search.margins(X @ GATE, y)[standing])
+    assert torch.equal(found.nearest[2], near[2])
+    assert found.margin[2] == -3
+    at_x, at_near = (search.margins(points @ GATE, y) for points in (X, near))
+    assert found.margin[0] == pytest.approx(float(min(at_x[0], at_near[0])))
+    assert torch.equal(found.nearest[0], near[0] if at_near[0] < at_x[0] else X[0])
+    others = torch.tensor([1, 3, 4, 5])
+    assert torch.equal(found.nearest[others], X[others])
+    assert torch.allclose(found.margin[others], at_x[others])
     assert found.straight is None
     assert found.steps == int(found.level) == int(found.aimed.sum()) == 0

@@ -287,6 +287,16 @@ def test_a_model_that_answers_with_labels_stands_as_seldom_as_without(threat, su
     assert suite != "quick" or found.passes <= SUITES["quick"].whole * len(x)
 
 
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_where_labels_alone_are_met_a_warm_start_loses_nothing(threat, hardened):
+    x, y = shown(100)
+    cold = measure(Labels(hardened), x, y, threat=threat)
+    warm = measure(Labels(hardened), x, y, threat=threat, suite="warm", warm=cold.nearest)
+    assert_honest(Labels(hardened), x, y, warm)
+    assert cold.fooled.sum() > 20
+    assert warm.fooled[cold.fooled].all()
+
+
 class Counted(Labels):
     """The same by way of numpy, which takes no value that has a slope."""
 
