@@ -23,8 +23,6 @@ from tasks.metrics.tally import Tally
 
 BLOCK = 512  # samples of a cell
 CPU = torch.device("cpu")
-# Of a tally: not part of its result.
-OF_THE_SEARCH = ("config", "error", "turns", "share", "spent", "lately", "each", "rng")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Cell:
         """The cell as it is stored, without the attacks' rows, which the suite knows; None if anything went wrong."""
         if self.problems or any(tally.error for tally in self.tallies):
             return None
-        tallies = [Entry.of(tally, leave=OF_THE_SEARCH) for tally in self.tallies]
+        tallies = [Entry.of(tally, leave=("config", "error")) for tally in self.tallies]
         return Entry.of(self, leave=("tallies", "problems")).joined("tallies", tallies)
 
     @classmethod

@@ -6,37 +6,28 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tasks.attacks import AttackConfig, Suite
 from tasks.attacks.config import End
-from tasks.attacks.labels import behind_labels
 from tasks.attacks.search import OPEN, Search
-from tasks.attacks.straight_through import stand_in, steepened
 from tasks.metrics.child import Failed, Stopped
 from tasks.metrics.draws import generator
 from tasks.metrics.foreign import ATTACK_SECONDS, Misbehaved, attack_function
-from tasks.metrics.isolation import PROBE, VOTES, Coarse, Meter
-from tasks.metrics.tally import Tally
+from tasks.metrics.isolation import PROBE, VOTES, Meter
+from tasks.metrics.tally import Player, Tally, foreseen
+from tasks.metrics.views import GLANCE, Views
 from tasks.redact import told
 
 LATE = 0.02  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
-LEVEL = 0.1  # of the steps had no slope to follow
-ON = 0.4  # of the rows go on after a cut: the best third, and those that came there first
-GLANCE = 8  # samples that tell whether a model compares numbers, or what stands behind its answers
-BETTER, CLEARLY = 0.15, 0.02  # of the samples have a margin so much lower than the model's own slopes led to
 BOTH = 400.0  # effort, at least, where turns follow two views
-CHOICE = 11  # passes of a sample, at most, to find which slopes to lend
-MEANT = 3  # passes a sample, at least, to look at what stands behind answers that are labels, and go on from there
 # Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
 LEAST, MOST, FEW = 300.0, 600.0, 50.0
 # Where slopes are lent: effort without any, and passes a sample, at most; and of all passes, what attacks without get.
 PATIENT, SPENT, OWED = 2000.0, 100.0, 0.67
 DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so much, and `passes` such a share
-
-View = tuple[nn.Module, nn.Module, Tensor | None]
 
 
 class Engine:
@@ -60,84 +51,48 @@ class Engine:
     ) -> None:
         self.tell, self.attack_seconds, self.begun = tell, attack_seconds, begun / meter.draws
         self.search, self.suite, self.meter, self.seed, self.cell = search, suite, meter, seed, cell
-        self.searched = search.model
-        self.model: nn.Module = meter  # whose slopes are followed
+        self.views = Views(search, meter)
         self.others = search.clean.shape[1] - 1  # classes beside a sample's own
-        self.lent = False  # slopes were looked for that the model does not have
-        self.compared = False  # it was asked whether the model compares numbers, so that its slopes do not tell all
-        self.steep = False  # it does, and slopes behind that lead further
-        self.views: tuple[View | None, ...] = (None,)  # which the turns follow one after the other
         none = torch.zeros_like(search.fooled)
         self.late, self.capped = none.clone(), False  # fell in the last quarter of the effort; the cap ended it
-        self.tallies = [Tally(row, none.clone(), none.clone()) for row in suite.under(search.threat)]
+        self.players = [
+            Player(
+                Tally(row, none.clone(), none.clone()),
+                generator(search.x.device, seed, row.resolved(), search.threat.digest, cell),
+                visits=torch.zeros_like(search.y),
+                share=row.share,
+            )
+            for row in suite.under(search.threat)
+        ]
 
     def run(self) -> list[Tally]:
         """Every attack of the suite, in its order; what is drawn takes turns with its neighbours."""
-        for together, group in itertools.groupby(self.tallies, key=lambda tally: tally.config.in_turns):
+        for together, group in itertools.groupby(self.players, key=lambda player: player.config.in_turns):
             if together:
                 self._draw(list(group))
-            else:
-                for tally in group:
-                    self._pull(tally, self._given(tally.config))
-                    if self._level() and not self.lent and self._lend():
-                        self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
-                    elif self.search.steps and not self.compared:
-                        self._steepen(tally)
-        return self.tallies
+                continue
+            for player in group:
+                self._pull(player, self._given(player.config))
+                if self.views.level and not self.views.lent and self.views.lend(self._left()):
+                    self._pull_on(player)
+                elif self.search.steps and not self.views.compared:
+                    self._steepen(player)
+        return [player.tally for player in self.players]
 
-    def _level(self) -> bool:
-        """Whether the steps find no slope to follow."""
-        return bool(self.search.level > LEVEL * self.search.steps)
-
-    def _lend(self) -> bool:
-        """Whether the attacks follow slopes through what passes none on from here on; the answers stay the model's.
-
-        Where those are labels alone, what stands behind them takes their place, if it is known.
-        """
-        some = self.search.standing()[: int(min(PROBE, max(self._left(), 0) / CHOICE))]
-        if not len(some):
-            return False
-        self.lent = True
-        x = self.search.x[some]
-        once = self.meter.draws == 1 and self._left() > MEANT * len(self.search.x)
-        labels = behind_labels(self.meter, x[:GLANCE]) if once else None
-        self._follow(labels or stand_in(self.meter, x, self.search.y[some]))
-        self.search.aimed.zero_()
-        if labels is not None:  # which has slopes of its own
-            self.lent, self.compared = False, True
-            self.search.begin_again(self.model)
-        return self.model is not self.meter
-
-    def _steepen(self, tally: Tally) -> None:
-        """Where the model compares numbers, follow slopes behind that from here on, if the attack gets further so.
-
-        Where it makes choices, slopes through them and its own are followed by turns.
-        """
-        own, rows = self._view(), self._given(tally.config)
-        self.compared, view = True, steepened(self.meter, self.search.x[rows[: int(min(GLANCE, max(self._left(), 0)))]])
-        if view is None:
+    def _steepen(self, player: Player) -> None:
+        """Where the model compares numbers or makes choices, see whether the attack gets further by slopes behind."""
+        rows, before = self._given(player.config), self.search.margin.clone()
+        if not self.views.steepen(rows[: int(min(GLANCE, max(self._left(), 0)))]):
             return
-        self._follow(view)
-        before, some = self.search.margin.clone(), rows[: min(PROBE, self._affordable(tally))]
-        self._pull(tally, some)
-        lower = before - self.search.margin > CLEARLY * before.abs()
-        self.steep = view.chosen or bool(lower[some].float().mean() > BETTER)
-        if view.chosen:  # each of the two finds what the other does not
-            self.views = self._view(), own
-        if not self.steep:
-            self.model, self.searched, self.search.slopes = own
-        elif not any(other.config.in_turns for other in self.tallies):  # they go on from what is known
-            self._pull(tally, self._given(tally.config)[: self._affordable(tally)])
+        some = rows[: min(PROBE, self._affordable(player))]
+        self._pull(player, some)
+        self.views.judge(some, before)
+        if self.views.steep and not any(other.config.in_turns for other in self.players):
+            self._pull_on(player)  # where any take turns, they go on from what is known
 
-    def _view(self) -> View:
-        """The model whose slopes are followed, as it is searched, and its slopes at the samples."""
-        return self.model, self.searched, self.search.slopes
-
-    def _follow(self, view: nn.Module) -> None:
-        """Attacks follow this view's slopes from here on; the answers stay the model's."""
-        self.model = view
-        self.searched = Coarse(view) if isinstance(self.searched, Coarse) else view
-        self.search.slopes = None  # those of the model itself
+    def _pull_on(self, player: Player) -> None:
+        """Let the attack try once more what still stands of its samples, as far as the limit allows."""
+        self._pull(player, self._given(player.config)[: self._affordable(player)])
 
     def _given(self, config: AttackConfig) -> Tensor:
         """The samples that an attack which takes no turns is given."""
@@ -146,11 +101,11 @@ class Engine:
             return standing
         count, each = (
             max(config.fewest, round(config.share * len(self.search.x))),
-            _each(config, self.others, mean=True),
+            foreseen(config, self.others, mean=True),
         )
         return standing[: min(count, int(max(left, 0) / each)) if each and left < math.inf else count]
 
-    def _draw(self, group: list[Tally]) -> None:
+    def _draw(self, group: list[Player]) -> None:
         """Turns to the attack that lately earned the most flips per pass.
 
         Ends when each has had one and a further `again` times the effort up to the last flip has brought no other, so
@@ -165,114 +120,101 @@ class Engine:
         group = first + spare
         falls: list[tuple[float, Tensor]] = []
         while standing := len(self.search.standing()):
-            end, open_ = self._end(), [t for t in group if t.error is None and not t.spent]
+            end, open_ = self._end(), [player for player in group if player.open]
             passes = (self._spent() - begun) / len(self.search.x)
             most = end.reached(passes, effort) or self._left() <= 0
-            spares = late >= LATE * stood
-            due = [t for t in open_ if t.taken < len(self.views) and (spares or t in first)]
+            each, spares = max(1, len(self.views.both)), late >= LATE * stood
+            due = [player for player in open_ if player.taken < each and (spares or player in first)]
             if self._wound(group):
                 enough = effort >= min(max(2 * last_flip, LEAST), MOST) and passes >= FEW
             else:
-                least = BOTH if len(self.views) > 1 else 0.0
+                least = BOTH if self.views.both else 0.0
                 enough = end.again is not None and effort >= least and effort - last_flip >= end.again * last_flip
-            if alone := alone or (enough and self.lent and not due):
-                open_, due, enough = [t for t in open_ if _blind(t)], [], effort >= PATIENT or passes >= SPENT
+            if alone := alone or (enough and self.views.lent and not due):
+                open_, due, enough = [p for p in open_ if p.blind], [], effort >= PATIENT or passes >= SPENT
             if not open_ or most or (not due and enough):
                 self.capped |= most
                 break
             able = self._able(open_, due, first=first, group=group)
-            tally, before, fooled = max(able, key=lambda t: t.rate), self._spent(), self.search.fooled.clone()
-            gained = self._turn(tally)
+            player, before, fooled = max(able, key=lambda p: p.rate), self._spent(), self.search.fooled.clone()
+            gained = self._turn(player)
             effort += (self._spent() - before) / standing
             falls.append((effort, self.search.fooled & ~fooled))
             last_flip = effort if gained else last_flip
-            late += gained if tally is not group[0] else 0
-            tally.spent = self._spent() == before
+            late += gained if player is not group[0] else 0
+            player.spent = self._spent() == before
         for at, fell in falls:
             if at > LAST_QUARTER * effort:
                 self.late |= fell
 
-    def _able(self, open_: list[Tally], due: list[Tally], *, first: list[Tally], group: list[Tally]) -> list[Tally]:
+    def _able(
+        self, open_: list[Player], due: list[Player], *, first: list[Player], group: list[Player]
+    ) -> list[Player]:
         """Whose turn it may be.
 
         Behind comparisons each has one turn before any has two; elsewhere an attack that earns keeps its turn. Where
         slopes are lent, it is of those that follow none until they have had their share.
         """
         if due:
-            if self.steep:
+            if self.views.steep:
                 return due
-            return [tally for tally in open_ if tally in first] if any(tally in first for tally in due) else open_
-        blind = [tally for tally in open_ if _blind(tally)]
-        spent = sum(tally.passes for tally in group)
-        owed = self.lent and sum(tally.passes for tally in blind) < OWED * spent
+            return [player for player in open_ if player in first] if any(p in first for p in due) else open_
+        blind = [player for player in open_ if player.blind]
+        spent = sum(player.tally.passes for player in group)
+        owed = self.views.lent and sum(player.tally.passes for player in blind) < OWED * spent
         return blind if blind and owed else open_
 
-    def _parted(self, group: list[Tally]) -> tuple[list[Tally], list[Tally]]:
+    def _parted(self, group: list[Player]) -> tuple[list[Player], list[Player]]:
         """Which have a turn each, and which are spare.
 
         Where slopes wind, those that are made for that, and those that follow none: slopes may as well be false.
         """
         drawn, spare, winding = (
-            [t for t in group if t.config.samples == samples] for samples in ("drawn", "spare", "winding")
+            [p for p in group if p.config.samples == samples] for samples in ("drawn", "spare", "winding")
         )
         if not self._wound(group):
             return drawn, spare
-        return winding + [t for t in drawn if _blind(t)], []
+        return winding + [p for p in drawn if p.blind], []
 
-    def _wound(self, group: list[Tally]) -> bool:
+    def _wound(self, group: list[Player]) -> bool:
         """Whether slopes wind, and some of the group are made for that."""
-        return self.search.winding and not self.lent and any(t.config.samples == "winding" for t in group)
+        return self.search.winding and not self.views.lent and any(p.config.samples == "winding" for p in group)
 
-    def _turn(self, tally: Tally) -> int:
+    def _turn(self, player: Player) -> int:
         """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""
-        rows, config = self.search.standing(), tally.config
-        view = self.views[sum(other.taken for other in self.tallies) % len(self.views)]
-        tally.taken += 1
-        if view is not None:
-            self.model, self.searched, self.search.slopes = view
-        if tally.turns is None:
-            tally.turns, tally.share = torch.zeros_like(self.search.y), config.share
-            tally.rng = generator(rows.device, self.seed, config.resolved(), self.search.threat.digest, self.cell)
-        affordable = self._affordable(tally)
+        rows, config = self.search.standing(), player.config
+        self.views.turn(sum(other.taken for other in self.players))
+        player.taken += 1
+        affordable = self._affordable(player)
         self.capped |= not affordable
-        count = min(max(config.fewest, round(tally.share * len(rows))), len(rows), affordable)
+        count = min(max(config.fewest, round(player.share * len(rows))), len(rows), affordable)
         margin = self.search.margin[rows]
-        place, turns = margin / margin.median().clamp_min(1e-12), tally.turns[rows]
-        place = place + turns if config.near is None else (place + config.near) * (1 + turns)
-        drawn = torch.rand(len(rows), generator=tally.rng, device=rows.device, dtype=torch.float32)
+        place, visits = margin / margin.median().clamp_min(1e-12), player.visits[rows]
+        place = place + visits if config.near is None else (place + config.near) * (1 + visits)
+        drawn = torch.rand(len(rows), generator=player.rng, device=rows.device, dtype=torch.float32)
         some = drawn.argsort()[: round(FAR * count)]
         place[some] = -1.0
         chosen = rows[place.argsort(stable=True)[:count]]
-        tally.turns[chosen] += 1
-        gained = self._pull(tally, chosen)
-        tally.share = min(config.growth * tally.share, 1.0) if gained else config.share
+        player.visits[chosen] += 1
+        gained = self._pull(player, chosen)
+        player.share = min(config.growth * player.share, 1.0) if gained else config.share
         return gained
 
-    def _pull(self, tally: Tally, rows: Tensor) -> int:
+    def _pull(self, player: Player, rows: Tensor) -> int:
         """Let the attack try these samples. How many fell."""
-        search, config = self.search, tally.config
+        search, tally, config = self.search, player.tally, player.config
         rows = rows[~search.fooled[rows]]
         tally.error = tally.error or self.meter.stopped.get(config.name)
         if not len(rows) or tally.error is not None:
             return 0
         before, passes, started = search.fooled.clone(), self._passes(), time.perf_counter()
-        tally.rng = tally.rng or generator(rows.device, self.seed, config.resolved(), search.threat.digest, self.cell)
-        search.rng, arm = tally.rng, config.arm()
         # A model that calls for these has slopes that bfloat16 cannot follow to the end.
-        search.model = (
-            search.exact if search.exact is not None and config.samples in ("spare", "winding") else self.searched
-        )
+        exact = search.exact if config.samples in ("spare", "winding") else None
+        search.rng, search.model = player.rng, exact or self.views.now.searched
         if self.tell is not None:
             self.tell(config.name, int((~search.fooled).sum()))
         try:
-            if arm is not None:
-                arm(search, rows)
-            else:
-                tally.silent = attack_function(
-                    search, rows, config, model=self.model, meter=self.meter, seconds=self.attack_seconds
-                )
-            if search.broken:
-                raise Misbehaved("met logits that are not finite")
+            self._attack(tally, rows)
         except (Misbehaved, Failed) as failure:
             tally.error = str(failure)
             if isinstance(failure, Stopped):
@@ -282,15 +224,26 @@ class Engine:
         flips = search.fooled & ~before
         tally.tried[rows] = True
         tally.fooled |= flips
-        forward, backward = self._passes()
-        tally.forward_samples += forward - passes[0]
-        tally.backward_samples += backward - passes[1]
+        forward, backward = (now - then for now, then in zip(self._passes(), passes, strict=True))
+        tally.forward_samples += forward
+        tally.backward_samples += backward
         tally.seconds += time.perf_counter() - started
-        gained, spent = float(flips.sum()), float(forward - passes[0] + backward - passes[1])
-        tally.each = max(tally.each, spent / self.meter.draws / len(rows))
-        earlier = tally.lately[1] / 2 if gained else tally.lately[1]  # what brought nothing is not forgotten
-        tally.lately = tally.lately[0] / 2 + gained, earlier + spent
-        return int(flips.sum())
+        fell, spent = int(flips.sum()), forward + backward
+        player.earned(fell, spent, each=spent / self.meter.draws / len(rows))
+        return fell
+
+    def _attack(self, tally: Tally, rows: Tensor) -> None:
+        """Raises Misbehaved where an attack does what none may, Failed where its process fails, and what it raises."""
+        arm = tally.config.arm()
+        if arm is not None:
+            arm(self.search, rows)
+        else:
+            model, seconds = self.views.now.model, self.attack_seconds
+            tally.silent = attack_function(
+                self.search, rows, tally.config, model=model, meter=self.meter, seconds=seconds
+            )
+        if self.search.broken:
+            raise Misbehaved("met logits that are not finite")
 
     def _left(self) -> float:
         """Passes that the suite's end leaves for this cell; what fell in the search is judged once more at its end."""
@@ -299,12 +252,12 @@ class Engine:
         again = VOTES if self.meter.draws > 1 else 1
         return whole * len(self.search.x) - (self._spent() - self.begun) - again * int(fell.sum())
 
-    def _affordable(self, tally: Tally) -> int:
+    def _affordable(self, player: Player) -> int:
         """How many samples this attack can be given, by the most that one can take it, or else took any other."""
         left = self._left()
         if left == math.inf:
             return len(self.search.x)
-        each = max(tally.each, _each(tally.config, self.others)) or max(other.each for other in self.tallies)
+        each = max(player.each, foreseen(player.config, self.others)) or max(other.each for other in self.players)
         return int(left / each) if each else len(self.search.x)
 
     def _end(self) -> End:
@@ -315,9 +268,9 @@ class Engine:
         successes are far apart, that limit alone counts too.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
-        if self.steep and end.whole:
+        if self.views.steep and end.whole:
             return End(again=None, whole=end.whole)
-        if not self._level() and not self.lent:
+        if not self.views.level and not self.views.lent:
             return end
         again = None if end.again is None else max(end.again, DOGGED)
         passes = BLIND * suite.passes if end is not suite and end.passes and suite.passes else end.passes
@@ -330,23 +283,3 @@ class Engine:
 
     def _passes(self) -> tuple[int, int]:
         return self.meter.forward_samples, self.meter.backward_samples
-
-
-def _blind(tally: Tally) -> bool:
-    """Whether the attack follows no slopes."""
-    return "queries" in tally.config.resolved()["params"]
-
-
-def _each(config: AttackConfig, others: int, *, mean: bool = False) -> float:
-    """Passes that the attack takes for a sample, as far as its parameters tell: each row's last look counted too.
-
-    At most, or in the mean, where most rows end at the cut. others: how many classes there are beside a sample's own.
-    """
-    known = config.resolved()["params"]
-    steps, rows = known.get("steps") or 0, math.prod(math.ceil(known.get(of, 1) or others) for of in ("pairs", "count"))
-    cut = known.get("cut") or steps
-    made = cut + ON * (steps - cut) if mean else steps
-    starts = len(str(known.get("starts", "one")).split())
-    looks = 1 + known["slopes"] if known.get("slopes") else 0
-    looked = 2 if steps > 1 and not mean else 1  # at the last point, and where the first step was foretold to fool
-    return float(known.get("queries", starts * rows * (2 * made + looked) + looks if steps else 0))

@@ -20,11 +20,11 @@ from tasks.metrics import signs as questions
 from tasks.metrics.cell import BLOCK, judged
 from tasks.metrics.curve import CurvePoint, security_curve
 from tasks.metrics.draws import generator, seed_all
-from tasks.metrics.engine import GLANCE
 from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe
 from tasks.metrics.soundness import Sign, Soundness, Step
+from tasks.metrics.views import GLANCE
 from tasks.redact import told
 from tasks.statistics import Share
 

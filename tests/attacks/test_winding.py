@@ -135,11 +135,11 @@ def test_a_suite_without_such_rows_and_a_model_whose_slopes_are_lent_are_searche
     search = searched(TURNS, "linf")
     search.straight = 0.5
     engine = engine_of(search)
-    *rest, winding = engine.tallies[1:]
-    assert engine._parted(engine.tallies[1:]) == ([winding, rest[2]], [])
+    *rest, winding = engine.players[1:]
+    assert engine._parted(engine.players[1:]) == ([winding, rest[2]], [])
     assert engine._parted(rest) == (rest[:3], rest[3:])
-    engine.lent = True
-    assert engine._parted(engine.tallies[1:]) == (rest[:3], rest[3:])
+    engine.views.lent = True
+    assert engine._parted(engine.players[1:]) == (rest[:3], rest[3:])
 
 
 @pytest.mark.parametrize(("until", "ends"), [(0, 300), (200, 400), (450, 600), (1000, 600)])

@@ -21,7 +21,7 @@ from tasks.attacks.geometry import distance, inside
 from tasks.attacks.search import sloped
 from tasks.data import digits
 from tasks.defences import adversarial, plain
-from tasks.metrics import EvaluationConfig, Outcomes, cell, engine, evaluate, isolation, measure
+from tasks.metrics import EvaluationConfig, Outcomes, cell, engine, evaluate, isolation, measure, views
 from tasks.metrics.cell import BLOCK, attack_cell
 from tasks.metrics.curve import security_curve
 from tasks.metrics.isolation import untouched
@@ -230,7 +230,7 @@ def test_slopes_behind_comparisons_fell_what_the_model_s_own_do_not(winners, thr
     x, y = shown(100)
     found = measure(winners, x, y, threat=threat, suite=suite)
     assert_honest(winners, x, y, found)
-    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    monkeypatch.setattr(views, "steepened", lambda *_: None)
     own = measure(winners, x, y, threat=threat, suite=suite)
     assert (~found.fooled).sum() < 0.6 * (~own.fooled).sum()
     assert suite != "quick" or found.passes <= SUITES["quick"].whole * len(x)
@@ -239,15 +239,15 @@ def test_slopes_behind_comparisons_fell_what_the_model_s_own_do_not(winners, thr
 def test_behind_comparisons_each_attack_has_a_turn_before_any_has_two_and_quick_spends_all_it_may(winners, monkeypatch):
     turns, turn = [], engine.Engine._turn
 
-    def noted(at_work, tally):
-        turns.append(tally)
-        return turn(at_work, tally)
+    def noted(at_work, player):
+        turns.append(player)
+        return turn(at_work, player)
 
     monkeypatch.setattr(engine.Engine, "_turn", noted)
     x, y = shown(100)
     found = measure(winners, x, y, threat=WON, suite=SUITES["quick"].model_copy(update={"passes": 5.0}))
     drawn = [attack for attack in SUITES["quick"].under(WON) if attack.samples == "drawn"]
-    assert {id(tally) for tally in turns[: len(drawn)]} == {id(t) for t in turns if t.config.samples == "drawn"}
+    assert {id(p) for p in turns[: len(drawn)]} == {id(p) for p in turns if p.config.samples == "drawn"}
     assert len({id(tally) for tally in turns[: len(drawn)]}) == len(drawn) > 2
     assert found.passes > 0.97 * SUITES["quick"].whole * len(x)
 
@@ -255,7 +255,7 @@ def test_behind_comparisons_each_attack_has_a_turn_before_any_has_two_and_quick_
 def test_behind_comparisons_an_attack_that_nobody_follows_descends_on_every_sample(winners, monkeypatch):
     x, y = shown(200)
     found = measure(winners, x, y, threat=WON, suite=["margin"])
-    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    monkeypatch.setattr(views, "steepened", lambda *_: None)
     own = measure(winners, x, y, threat=WON, suite=["margin"])
     left = int((~own.fooled).sum())
     assert left > 3 * isolation.PROBE
@@ -278,7 +278,7 @@ class Labels(nn.Module):
 def test_a_model_that_answers_with_labels_stands_as_seldom_as_without(threat, suite, hardened, monkeypatch):
     x, y = shown(100)
     soft = measure(hardened, x, y, threat=threat, suite=suite)
-    monkeypatch.setattr(engine, "steepened", lambda *_: pytest.fail("the values behind the labels are known"))
+    monkeypatch.setattr(views, "steepened", lambda *_: pytest.fail("the values behind the labels are known"))
     found = measure(Labels(hardened), x, y, threat=threat, suite=suite)
     assert_honest(Labels(hardened), x, y, found)
     assert abs(int(found.fooled.sum()) - int(soft.fooled.sum())) <= 1
@@ -354,9 +354,9 @@ def test_slopes_through_a_choice_and_the_model_s_own_are_followed_by_turns(sent,
     x, y = shown(200)
     followed, turn = [], engine.Engine._turn
 
-    def noted(at_work, tally):
-        gained = turn(at_work, tally)
-        followed.append(at_work.model is at_work.meter)
+    def noted(at_work, player):
+        gained = turn(at_work, player)
+        followed.append(at_work.views.now.model is at_work.meter)
         return gained
 
     monkeypatch.setattr(engine.Engine, "_turn", noted)
@@ -364,7 +364,7 @@ def test_slopes_through_a_choice_and_the_model_s_own_are_followed_by_turns(sent,
     assert_honest(sent, x, y, found)
     assert followed == [number % 2 == 1 for number in range(len(followed))]
     assert len(followed) > 10
-    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    monkeypatch.setattr(views, "steepened", lambda *_: None)
     own = measure(sent, x, y, threat=SENT)
     assert (~found.fooled).sum() < 0.5 * (~own.fooled).sum()
 
@@ -372,7 +372,7 @@ def test_slopes_through_a_choice_and_the_model_s_own_are_followed_by_turns(sent,
 def test_slopes_through_a_choice_are_followed_on_every_sample_where_nobody_takes_turns(sent, monkeypatch):
     x, y = shown(200)
     found = measure(sent, x, y, threat=SENT, suite=["margin"])
-    monkeypatch.setattr(engine, "steepened", lambda *_: None)
+    monkeypatch.setattr(views, "steepened", lambda *_: None)
     own = measure(sent, x, y, threat=SENT, suite=["margin"])
     assert (~own.fooled).sum() > isolation.PROBE
     assert (~found.fooled).sum() < 0.6 * (~own.fooled).sum()
@@ -383,9 +383,9 @@ def test_where_turns_follow_two_views_each_attack_has_two_and_the_drawing_goes_o
     rows = tuple(row for row in SUITES["standard"].under(WON) if row.samples == "drawn")
     turns, turn = [], engine.Engine._turn
 
-    def noted(at_work, tally):
-        turns.append(tally.config)
-        return turn(at_work, tally)
+    def noted(at_work, player):
+        turns.append(player.config)
+        return turn(at_work, player)
 
     monkeypatch.setattr(engine.Engine, "_turn", noted)
     monkeypatch.setattr(engine, "BOTH", 0)
@@ -408,18 +408,18 @@ def test_where_slopes_behind_comparisons_lead_no_further_the_model_s_own_are_fol
         same[number] = TwoWays() if isinstance(module, nn.ReLU) else module
     tried, steepen = [], engine.Engine._steepen
 
-    def noted(at_work, tally):
-        own = at_work.model, at_work.searched, at_work.search.slopes
-        passes = at_work.meter.passes
-        steepen(at_work, tally)
+    def noted(at_work, player):
+        own, passes = at_work.views.now, at_work.meter.passes
+        steepen(at_work, player)
         tried.append((at_work.meter.passes - passes, own))
-        assert all(a is b for a, b in zip(own, (at_work.model, at_work.searched, at_work.search.slopes), strict=True))
+        assert at_work.views.now is own
+        assert at_work.search.slopes is own.slopes
 
     monkeypatch.setattr(engine.Engine, "_steepen", noted)
     found, plainly = (measure(model, x, y, threat=LINF) for model in (same, hardened))
     (with_choices, _), (without, own) = tried
-    assert without == engine.GLANCE
-    assert own[2] is not None
+    assert without == views.GLANCE
+    assert own.slopes is not None
     assert with_choices > 4 * isolation.PROBE
     assert abs(int(found.fooled.sum()) - int(plainly.fooled.sum())) <= 1
 
@@ -949,7 +949,7 @@ def test_what_is_asked_before_the_first_cell_takes_nothing_from_a_small_last_one
 
 
 ASKED_BEFORE = 2 + 2 * isolation.PROBE  # what shape the model's answers have, and whether it answers at random
-GLANCE = engine.GLANCE  # and, after the first descent, whether it compares numbers
+GLANCE = views.GLANCE  # and, after the first descent, whether it compares numbers
 
 
 def test_where_a_first_look_tells_slopes_a_descent_asks_once_less_and_the_foretold_are_only_looked_at():
