@@ -5,14 +5,16 @@ like any other; within a suite they share what they learnt.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from tasks.attacks.geometry import TINY, ascend, farthest, per_sample, project, sample, to_hyperplane
+from tasks.attacks.promise import promising, ranked, within_reach
 from tasks.attacks.rows import At, Move, run_rows
-from tasks.attacks.search import ANY, Search, margins, slope
+from tasks.attacks.search import ANY, Search, margins
 from tasks.attacks.threat import Norm
 from tasks.errors import WrongInput
 
@@ -33,7 +35,7 @@ FREE: tuple[Norm, ...] = ("l1",)  # where a start toward a class finds more when
 SOFT: dict[Norm, float] = {"l1": 16.0}  # how sharply the highest of the other logits counts, where it pays
 REMEMBERED = 0.3  # L1: of a feature's worth, what it was when the feature was last changed further
 BEHIND = 0.2  # L1: how far a row looks at the model behind where it has come to, of its last step
-REACH = 0.7  # of the clean margin: what the slopes may leave of it, and a class is tried
+MOMENTUM = 0.5  # of the slopes that a small step follows: what is left of the earlier ones
 STARTS = ("nearest", "thinned", "toward", "borrowed", "blocks", "stripes", "noise")
 ROOM = 2**27  # numbers that the perturbations of one descent may hold: half a GiB
 KEPT = 0.5  # of what the nearest point changes, in a start that is thinned
@@ -67,7 +69,14 @@ def _straight(search: Search, rows: Tensor, first: Tensor) -> float | None:
 
 
 def classes(
-    search: Search, rows: Tensor, *, steps: int = 10, cut: int = 0, pairs: float = 0.0, slopes: int = 0
+    search: Search,
+    rows: Tensor,
+    *,
+    steps: int = 10,
+    cut: int = 0,
+    pairs: float = 0.0,
+    slopes: int = 0,
+    reach: float = 0.0,
 ) -> None:
     """Aim from the clean input at every other class.
 
@@ -75,77 +84,19 @@ def classes(
     that are left, whose margin is small on the clean input and at the nearest point taken together. `cut` as in
     margin, of the pairs. With slopes > 0 it looks closer at so many of a sample's most promising classes: their slopes
     on the clean input tell what is left of the margin at the far end of the budget, and where that is too much the
-    class is not tried. Not where slopes wind. After DeepFool (Moosavi-Dezfooli et al., 2016,
-    https://arxiv.org/abs/1511.04599).
+    class is not tried. Not where slopes wind. With reach > 0 it is tried only if what is left, as a share of the clean
+    margin, is at most that, less a little for a sample that is not near to falling; and not at all where slopes were
+    seen to bend. After DeepFool (Moosavi-Dezfooli et al., 2016, https://arxiv.org/abs/1511.04599).
     """
+    if reach and search.straight is not None and not search.steady:
+        return
     closer = slopes > 0 and not search.winding
-    samples, targets, promise = _within_reach(search, rows, slopes) if closer else _promising(search, rows)
-    best = promise.argsort(stable=True)[: math.ceil(pairs * len(rows)) or None]
+    samples, targets, left = within_reach(search, rows, slopes, reach) if closer else promising(search, rows)
+    best = left.argsort(stable=True)[: math.ceil(pairs * len(rows)) or None]
     for part in best.split(max(search.batch, ROOM // search.x[0].numel())):
         rows, target = samples[part], targets[part]
         search.aimed[rows, target] = True
         _descend(search, rows, target, torch.zeros_like(search.x[rows]), steps=steps, cut=cut)
-
-
-def _promising(search: Search, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The pairs of sample and class that have not been tried, [P] and [P], and how little they promise, [P]."""
-    own = search.y[rows].unsqueeze(1)
-    near, clean = (logits[rows].gather(1, own) - logits[rows] for logits in (search.logits, search.clean))
-    ranked = _ranked(search, rows)
-    promise, left = (near + clean).gather(1, ranked).T, ~search.aimed[rows].gather(1, ranked).T
-    return rows.expand_as(left)[left], ranked.T[left], promise[left]
-
-
-def _within_reach(search: Search, rows: Tensor, slopes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """As _promising(), of pairs within reach alone, and by what the slopes leave of their margins.
-
-    Where none is left, the slopes of so many more of each sample's classes are asked for.
-    """
-    found = _foretold(search, rows)
-    if len(found[0]):
-        return found
-    if search.slopes is not None:
-        rival = search.clean[rows].scatter(1, search.y[rows].unsqueeze(1), float("-inf")).argmax(1)
-        _foretell(search, rows, rival, search.slopes[rows])
-    _ask(search, rows, slopes)
-    return _foretold(search, rows)
-
-
-def _foretold(search: Search, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    samples, targets, _ = _promising(search, rows)
-    left, clean = search.foretold[samples, targets], _clean(search, samples, targets)
-    near = (left <= REACH * clean).nonzero().flatten()  # not of a pair whose slopes nobody has asked for, which is nan
-    return samples[near], targets[near], left[near]
-
-
-def _ask(search: Search, rows: Tensor, slopes: int) -> None:
-    """Foretell the margins to so many classes a sample: of the pairs that are not known, the most promising ones."""
-    samples, targets, promise = _promising(search, rows)
-    fresh = search.foretold[samples, targets].isnan().nonzero().flatten()
-    best = fresh[promise[fresh].argsort(stable=True)[: slopes * len(rows)]]
-    asked = torch.zeros_like(search.aimed)
-    asked[samples[best], targets[best]] = True
-    counts = asked.sum(1)
-    for count in counts[counts > 0].unique().tolist():  # once through the model, and back once for each class
-        group = (counts == count).nonzero().flatten()
-        chosen = asked[group].nonzero()[:, 1].view(-1, count)
-        for part, named in zip(group.split(search.batch), chosen.split(search.batch), strict=True):
-            points = search.x[part].clone().requires_grad_()
-            logits = search.model(points).float()
-            for k in range(count):
-                lead = margins(logits, search.y[part], named[:, k])
-                _foretell(search, part, named[:, k], slope(lead.sum(), points, again=k < count - 1))
-
-
-def _foretell(search: Search, rows: Tensor, target: Tensor, grad: Tensor) -> None:
-    """Note what slopes [R, ...] at the clean input leave of the margins to the targets [R] within the budget."""
-    fall = (grad * farthest(-grad, search.threat, search.within(rows))).flatten(1).sum(1)
-    search.foretold[rows, target] = _clean(search, rows, target) + fall.to(search.clean)
-
-
-def _clean(search: Search, rows: Tensor, target: Tensor) -> Tensor:
-    """The margins of rows [R] to the targets [R] before anything was changed."""
-    return search.clean[rows, search.y[rows]] - search.clean[rows, target]
 
 
 def restarts(
@@ -183,8 +134,8 @@ def known_starts(starts: str) -> list[str]:
 def _start(search: Search, rows: Tensor, start: str) -> tuple[Tensor, Tensor]:
     """A target [R] and a perturbation [R, ...] for each sample."""
     before, within = search.tried(f"restarts/{start}", rows), search.within(rows)
-    ranked = _ranked(search, rows)
-    named = ranked.gather(1, (before % ranked.shape[1]).unsqueeze(1)).squeeze(1)
+    order = ranked(search, rows)
+    named = order.gather(1, (before % order.shape[1]).unsqueeze(1)).squeeze(1)
     any_or_named = torch.where(before % 2 == 0, torch.full_like(rows, ANY), named)
     if start == "noise":
         return any_or_named, sample(search.x[rows], search.threat, search.rng)
@@ -195,7 +146,7 @@ def _start(search: Search, rows: Tensor, start: str) -> tuple[Tensor, Tensor]:
         drawn = torch.rand(delta.shape, generator=search.rng, device=delta.device, dtype=torch.float32)
         return any_or_named, delta * (drawn < KEPT)
     if start == "toward":
-        way = _toward(search, rows, named, before // ranked.shape[1])
+        way = _toward(search, rows, named, before // order.shape[1])
         free = (before == 0) | (search.threat.norm in FREE)
         return torch.where(free, torch.full_like(rows, ANY), named), farthest(way, search.threat, within)
     if start == "borrowed":
@@ -303,7 +254,25 @@ def _climb(search: Search, start: Tensor, steps: int, *, wide: float) -> Move:
         eps = per_sample(radii[at.step], like=at.delta) if wide > 1 else None
         return ascend(at.delta, -at.grad, search.threat, search.within(at.rows), shares[at.step], eps)
 
-    return move
+    return _steadied(start, move, steps // 2) if search.threat.norm == "linf" and search.steady else move
+
+
+def _steadied(start: Tensor, move: Move, late: int) -> Move:
+    """As move, which from step `late` on follows a mean of the slopes so far, the last ones counting most.
+
+    Small steps go to and fro across a crease; the mean of the slopes on its two sides leads along it. After MI-FGSM
+    (Dong et al., 2018, https://arxiv.org/abs/1710.06081), which does so from the first step on.
+    """
+    mean = torch.zeros_like(start)
+
+    def steadied(at: At) -> Tensor:
+        size = at.grad.flatten(1).abs().sum(1)
+        kept = MOMENTUM * ((at.step >= late) & (size > 0))
+        grad = at.grad / per_sample(size.clamp_min(TINY), like=at.grad)
+        mean[at.number] = grad + per_sample(kept.to(grad), like=grad) * mean[at.number]
+        return move(replace(at, grad=mean[at.number]))
+
+    return steadied
 
 
 def _exchange(search: Search, start: Tensor, shares: Tensor, radii: Tensor) -> Move:
@@ -340,14 +309,8 @@ def _boundary(search: Search, at: At) -> Tensor:
     return stepped.clamp(low, high)
 
 
-def _ranked(search: Search, samples: Tensor) -> Tensor:
-    """The other classes, likeliest first: [R, C - 1]."""
-    others = search.logits[samples].scatter(1, search.y[samples].unsqueeze(1), float("-inf"))
-    return others.argsort(1, descending=True)[:, :-1]
-
-
 def _pairs(search: Search, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Every (sample, other class), or the likeliest `count` of each sample; a sample's likeliest class first."""
-    ranked = _ranked(search, rows)
-    ranked = ranked[:, :count] if count else ranked
-    return rows.repeat(ranked.shape[1]), ranked.T.flatten()
+    order = ranked(search, rows)
+    order = order[:, :count] if count else order
+    return rows.repeat(order.shape[1]), order.T.flatten()

@@ -31,7 +31,7 @@ from tasks.lookup import did_you_mean, imported, lookup
 
 # What came later: a row that leaves these at their defaults has the digest, and the draws, that it had before.
 LATER = ("near", "fewest", "growth", "free")
-LATER_PARAMS = (("soft", 0.0),)
+LATER_PARAMS = (("soft", 0.0), ("reach", 0.0))
 
 # What takes part in the engine's search: (search, rows, *, parameters) -> None.
 ARMS: dict[str, Arm] = {
@@ -49,7 +49,7 @@ ARMS: dict[str, Arm] = {
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}  # what a config can hold
 LEAST: dict[str, int] = {  # of a number that an attack of ours takes: below 1 nothing is tried; 0 has a meaning
     **dict.fromkeys(("burst", "draws", "halvings", "horizon", "points", "queries", "steps", "tries", "width"), 1),
-    **dict.fromkeys(("count", "cut", "p", "pairs", "slopes", "soft"), 0),
+    **dict.fromkeys(("count", "cut", "p", "pairs", "reach", "slopes", "soft"), 0),
     "square queries": 2,  # the first is the look at the sample itself
 }
 MOST = {"p": 1.0}

@@ -37,6 +37,7 @@ BOX: tuple[Norm, ...] = ("linf", "unbounded")  # each feature goes as far as it 
 FLAT: tuple[Norm, ...] = (*BOX, *SPARSE)
 
 LOOKED = 3  # classes of a sample, beside the likeliest, whose slopes are asked for before any is aimed at
+NEARLY = 0.66  # of a sample's clean margin: every class of which slopes leave so little is tried before the end
 QUICK = 40.0  # passes a sample, at most, with all that is asked before and after a cell's search
 # In L1 a sample falls to the tenth try as readily as to the first: turns do not grow, and starts differ.
 EVEN = {"share": 0.1, "near": 0.07, "growth": 1.0, "fewest": 32}
@@ -96,6 +97,7 @@ SUITES: dict[str, Suite] = {
             _row("greedy", {"width": 64}, norms=SPARSE),
             _row("restarts", {"starts": "toward nearest", "steps": 20}, norms=SPARSE),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 0.5, "slopes": LOOKED}, share=1.0, norms=BOX),
+            _drawn("classes", {"steps": 10, "cut": 3, "slopes": LOOKED, "reach": NEARLY}, share=1.0, norms=BOX),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 1.0}, share=1.0, norms=SPARSE),
             _drawn("classes", {"steps": 10, "cut": 3, "pairs": 4.0}, share=1.0, norms=("l2",)),
             _drawn("classes", {"steps": 10, "cut": 4, "pairs": 1.0}, share=1.0, norms=("l1",)),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tasks.attacks import ThreatModel, arms
 from tasks.attacks.arms import classes, margin, restarts
 from tasks.attacks.geometry import distance
+from tasks.attacks.rows import At
 from tasks.attacks.search import ANY, Search, sloped, soft_margins
 
 FEATURES, COUNT = 30, 90
@@ -201,3 +202,18 @@ def test_a_row_may_follow_a_soft_margin(arm, norm):
     assert reached[0][2] == 0
     assert reached[1][2] > 0.05
     assert reached[0][1] == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("straight", "own", "steady"), [(0.95, True, True), (0.8, True, False), (None, True, False), (0.95, False, False)]
+)
+def test_small_steps_follow_a_mean_of_slopes_where_the_model_s_own_hold_far(straight, own, steady):
+    search, _ = searched("linf")
+    search.straight, search.slopes = straight, torch.ones_like(search.x) if own else None
+    one, here = torch.zeros(1, dtype=torch.long), torch.zeros(1, FEATURES)
+    move, moved = arms._climb(search, here, 8, wide=1.0), []
+    for step, slope in enumerate((1.0, -0.3, 1.0, 1.0, 1.0, -0.3, -0.3)):
+        grad = torch.cat([torch.tensor([[slope]]), torch.ones(1, FEATURES - 1)], 1)
+        moved.append(move(At(one, one, here, grad, torch.ones(1), torch.full((1,), step)))[0, 0].sign().item())
+    early, late = [-1.0, 1.0, -1.0, -1.0, -1.0], [-1.0, 1.0] if steady else [1.0, 1.0]
+    assert moved == early + late  # one step against the others is not followed, the next one is

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from tasks.attacks import ThreatModel, arms
-from tasks.attacks.arms import REACH, classes
+from tasks.attacks.arms import classes
+from tasks.attacks.promise import NEAR, REACH
 from tasks.attacks.search import Search, sloped
 from tasks.metrics.isolation import Meter
 
@@ -79,6 +80,18 @@ def test_pairs_that_are_within_reach_wait_for_the_next_visit_at_no_cost():
     assert found.foretold[:, 3].isnan().all()
 
 
+@pytest.mark.parametrize(("reach", "count"), [(0.0, 4), (0.1, 1), (0.3, 3), (0.6, 4)])
+def test_a_sample_that_is_near_to_falling_is_aimed_at_other_classes_of_which_more_is_left(reach, count):
+    found, _ = search(4)
+    found.margin[:] = torch.tensor([0.1, 1.0, 1.0, 2.0])
+    told = 1.0 - strongest(SLOPES, "linf")[2]  # of the way to class 2, whose clean margin is 1
+    assert told == pytest.approx(-0.1)
+    assert ((told + NEAR * found.margin <= reach).sum() == count) or not reach
+    classes(found, found.standing(), steps=1, slopes=3, reach=reach)
+    assert found.aimed[:, 2].tolist() == [True] * count + [False] * (4 - count)
+    assert not found.aimed[:, [1, 3]].any()  # out of reach
+
+
 def test_the_likeliest_class_costs_nothing_where_its_slopes_are_known():
     meter = Meter(nn.Linear(4, 2))
     with torch.no_grad():
@@ -99,6 +112,13 @@ def test_where_slopes_wind_nothing_is_foretold():
     classes(found, found.standing(), steps=1, pairs=1.0, slopes=3)
     assert found.foretold.isnan().all()
     assert found.aimed.nonzero()[:, 1].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("straight", "aimed"), [(None, 3), (0.95, 3), (0.8, 0), (0.5, 0)])
+def test_where_slopes_bend_nothing_more_is_tried_for_what_they_foretell(straight, aimed):
+    found, _ = search(straight=straight, slopes=torch.zeros(3, 4))
+    classes(found, found.standing(), steps=1, slopes=3, reach=1.0)
+    assert found.aimed.sum() == aimed
 
 
 def test_a_model_that_passes_no_slope_on_has_no_class_within_reach():
