@@ -73,7 +73,7 @@ class Engine:
                 continue
             for player in group:
                 self._pull(player, self._given(player.config))
-                if self.views.level and not self.views.lent and self.views.lend(self._left()):
+                if self.views.level and not self.views.sought and self.views.lend(self._left()):
                     self._pull_on(player)
                 elif self.search.steps and not self.views.compared:
                     self._steepen(player)

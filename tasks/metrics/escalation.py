@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -110,13 +111,9 @@ def _answered(
     fired = {sign.name: sign for sign in first if sign.state == "alarm"}
     steps: list[Step] = []
     if "answers depend on the seed" in fired:
-        again_from = partial(measure, model, x, y, threat=outcomes.threat, suite=outcomes.suite, seed=outcomes.seed)
-        afresh = again_from(warm=outcomes.nearest, draws=DRAWS, reseed=True)
-        outcomes = replace(afresh, problems=tuple(dict.fromkeys((*outcomes.problems, *afresh.problems))))
+        outcomes, step = _under_fresh_seeds(model, x, y, outcomes)
+        steps.append(step)
         meter.reseed, meter.draws = torch.Generator().manual_seed(outcomes.seed), DRAWS
-        steps.append(
-            _step(f"a fresh seed for every answer, mean of {DRAWS} (EOT)", len(x), 0, outcomes.passes, outcomes)
-        )
     view = stand_in(meter, x[outcomes.clean_correct][:PROBED], y[outcomes.clean_correct][:PROBED])
     steep = steepened(meter, x[outcomes.clean_correct][:GLANCE])
     sloped, draws = view is meter and "no gradients" not in fired, MANY_DRAWS if meter.draws > 1 else 1
@@ -129,16 +126,32 @@ def _answered(
     again = {sign.name: sign for sign in questions.ask(probe, only=set(fired) - {BLACK_BOX})}
     random = {name for name, sign in again.items() if name == "unfinished optimisation" and sign.state != "alarm"}
     for name in fired.keys() & ({"late flips", "cut short"} | random):
-        again[name] = questions.settled(probe)
+        again[name] = questions.answer_to(name, partial(questions.settled, probe))
     late = next((a.fooled for a in probe.outcomes.attacks if a.name == WITHOUT_GRADIENTS), None)
     if BLACK_BOX in fired or (late is not None and late.sum() > MANY * probe.outcomes.clean_correct.sum()):
-        again[BLACK_BOX] = _reached(probe, next(sign for sign in first if sign.name == BLACK_BOX), late)
+        earlier = next(sign for sign in first if sign.name == BLACK_BOX)
+        again[BLACK_BOX] = questions.answer_to(BLACK_BOX, partial(_reached, probe, earlier, late))
     if "answers depend on the seed" in fired:
         says = f"every answer is now the mean of {meter.draws} under seeds of their own, and counts by majority."
         again["answers depend on the seed"] = fired["answers depend on the seed"].model_copy(
             update={"state": "ok", "says": says}
         )
     return again, _with_probes(probe), tuple(steps), view
+
+
+def _under_fresh_seeds(model: nn.Module, x: Tensor, y: Tensor, before: Outcomes) -> tuple[Outcomes, Step]:
+    """What stands where every answer has a seed of its own. What fell before is tried first, and judged anew."""
+    how: dict[str, Any] = {"threat": before.threat, "suite": before.suite, "seed": before.seed}
+    found = measure(model, x, y, **how, precision=before.precision, warm=before.nearest, draws=DRAWS, reseed=True)
+    after = replace(
+        found,
+        forward_samples=before.forward_samples + found.forward_samples,
+        backward_samples=before.backward_samples + found.backward_samples,
+        seconds=before.seconds + found.seconds,
+        problems=tuple(dict.fromkeys((*before.problems, *found.problems))),
+    )
+    fell, name = int((found.fooled & ~before.fooled).sum()), f"a fresh seed for every answer, mean of {DRAWS} (EOT)"
+    return after, _step(name, len(x), fell, found.passes, after)
 
 
 def _plan(

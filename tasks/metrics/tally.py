@@ -82,4 +82,6 @@ def foreseen(config: AttackConfig, others: int, *, mean: bool = False) -> float:
     starts = len(str(known.get("starts", "one")).split())
     looks = 1 + known["slopes"] if known.get("slopes") else 0
     looked = 2 if steps > 1 and not mean else 1  # at the last point, and where the first step was foretold to fool
-    return float(known.get("queries", starts * rows * (2 * made + looked) + looks if steps else 0))
+    if "queries" in known:
+        return float(min(known["queries"], known.get("burst", math.inf)))  # a visit of what goes on in bursts is one
+    return float(starts * rows * (2 * made + looked) + looks if steps else 0)

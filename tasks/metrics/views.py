@@ -32,7 +32,8 @@ class Views:
         self.search, self.meter = search, meter
         self.now = self.own = View(meter, search.model, search.slopes)
         self.both: tuple[View, ...] = ()  # which turns follow one after the other, where neither finds all
-        self.lent = False  # slopes were looked for that the model does not have
+        self.sought = False  # slopes were looked for that the model does not have
+        self.lent = False  # those that are followed, if any, are not the model's nor those of what it ranks
         self.compared = False  # it was asked whether the model compares numbers, so that its slopes do not tell all
         self.steep = False  # it does, and slopes behind that lead further
 
@@ -50,14 +51,17 @@ class Views:
         some = search.standing()[: int(min(PROBE, max(left, 0) / CHOICE))]
         if not len(some):
             return False
-        self.lent, x = True, search.x[some]
+        self.sought, x = True, search.x[some]
         once = meter.draws == 1 and left > MEANT * len(search.x)
         labels = behind_labels(meter, x[:GLANCE]) if once else None
-        self._follow(self._of(labels or stand_in(meter, x, search.y[some])))
+        asked = labels or meter
+        view = stand_in(asked, x, search.y[some])
+        self.lent = labels is None or view is not labels
+        self._follow(self._of(view))
         search.aimed.zero_()
-        if labels is not None:  # which has slopes of its own
-            self.lent, self.compared = False, True
-            search.begin_again(labels)
+        if labels is not None:
+            self.compared = True
+            search.begin_again(view)
         return self.now.model is not meter
 
     def steepen(self, rows: Tensor) -> bool:

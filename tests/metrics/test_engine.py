@@ -287,6 +287,21 @@ def test_a_model_that_answers_with_labels_stands_as_seldom_as_without(threat, su
     assert suite != "quick" or found.passes <= SUITES["quick"].whole * len(x)
 
 
+def test_behind_labels_slopes_are_lent_where_what_is_ranked_has_none_either(hardened, monkeypatch):
+    lent, lend = [], views.Views.lend
+
+    def noted(at_work, left):
+        found = lend(at_work, left)
+        lent.append((at_work.lent, found))
+        return found
+
+    monkeypatch.setattr(views.Views, "lend", noted)
+    (x, y), rounded = shown(100), Through(hardened, before=lambda x: (3 * x).round() / 3)
+    found = measure(Labels(rounded), x, y, threat=LINF)
+    assert lent == [(True, True)]  # asked once
+    assert abs(int(found.fooled.sum()) - int(measure(rounded, x, y, threat=LINF).fooled.sum())) <= 2
+
+
 @pytest.mark.parametrize("threat", [LINF, L2], ids=str)
 def test_where_labels_alone_are_met_a_warm_start_loses_nothing(threat, hardened):
     x, y = shown(100)
@@ -1002,6 +1017,14 @@ def test_no_slope_is_asked_for_at_the_inputs_where_descents_follow_another(harde
     suite = [AttackConfig(name="margin", params={"soft": soft})]
     measure(hardened, *shown(20), threat=threat, suite=suite)
     assert bool(asked) == asks
+
+
+def test_what_goes_on_in_bursts_is_given_what_one_burst_takes(hardened):
+    x, y = shown(40)
+    found = measure(hardened, x, y, threat=LINF, suite=SUITES["standard"].within(60.0))
+    (scores,) = [attack for attack in found.attacks if attack.name == "square"]  # 5000 queries, 50 of them in a turn
+    assert 0 < scores.forward_samples < 5000
+    assert found.passes <= 60 * len(x)
 
 
 def test_a_model_that_answers_and_cannot_be_followed_has_its_clean_accuracy_and_attacks_that_failed():

@@ -1,6 +1,7 @@
 """Models that draw from the global generators of torch, numpy and Python: repeatable, and the caller's draws go on."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -150,6 +151,11 @@ def test_answers_that_follow_from_the_state_of_any_of_them_are_found_out(library
     torch.manual_seed(0)
     model, x = Reads(library), torch.rand(60, 4)
     y = model.linear(x).argmax(1)
-    _, _, soundness = examine(model, x, y, outcomes=measure(model, x, y, threat=LINF, suite="quick"))
+    found = measure(model, x, y, threat=LINF, suite="quick")
+    before = replace(found, fooled=~found.clean_correct, x_adv=x, nearest=x)  # as if under one seed all had stood
+    after, _, soundness = examine(model, x, y, outcomes=before)
     sign = next(sign for sign in soundness.signs if sign.name == "answers depend on the seed")
     assert sign.first == "alarm"
+    afresh, rest = soundness.steps[0], soundness.steps[1:]
+    assert 0 < afresh.fooled <= found.fooled.sum()  # but for what the signs found on their way
+    assert after.passes == before.passes + afresh.passes + sum(step.passes for step in rest)

@@ -495,12 +495,56 @@ class OneHot(nn.Module):
         return nn.functional.one_hot(self.net(x).argmax(1), 10)
 
 
-def test_a_model_that_breaks_an_attack_ends_in_a_report_and_not_in_a_traceback(planted, images):
+class ByNumpyOfALeaf(nn.Module):
+    """Raises where a gradient is asked for."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(torch.tensor(x.numpy()))
+
+
+class OnlyForward(nn.Module):
+    """Raises where a gradient is asked for, whatever stands in for its parts."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        if x.requires_grad:
+            raise RuntimeError("this layer knows no way back")
+        return self.net(x)
+
+
+@pytest.mark.parametrize("broken", [ByNumpyOfALeaf, OnlyForward])
+def test_a_model_that_breaks_an_attack_ends_in_a_report_and_not_in_a_traceback(planted, images, broken):
     x, y = images
-    model = ByNumpyOfALeaf(planted["plain MLP"].model)
+    model = broken(planted["plain MLP"].model)
     outcomes, curve = security_curve(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite="quick"))
     outcomes, _, soundness = examine(model, x, y, outcomes=outcomes, curve=curve)
-    assert soundness.alarms or outcomes.problems
+    assert outcomes.problems
+    assert "black-box beats white-box" in [alarm.name for alarm in soundness.alarms]
+
+
+def test_a_model_that_stands_in_for_itself_is_no_surrogate(planted, images):
+    model, (x, y) = planted["plain MLP"].model, images
+    _, _, soundness = examine(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite=["transfer"]))
+    states = {sign.name: sign.state for sign in soundness.signs}
+    assert states["transfer beats the attack"] == "not run"
+    assert states["black-box beats white-box"] == "not run"
+
+
+def test_a_surrogate_to_which_no_sample_was_left_says_nothing(planted, images):
+    model, (x, y) = planted["plain MLP"].model, images
+    lent = {"surrogate": "tasks.models.networks:digits_cnn"}
+    suite = [{"name": "pgd", "params": {"steps": 100}}, {"name": "transfer", "params": lent}]
+    outcomes = measure(model, x, y, threat=ThreatModel(norm="linf", eps=0.9), suite=suite)
+    assert outcomes.fooled.all()
+    _, _, soundness = examine(model, x, y, outcomes=outcomes)
+    assert next(sign for sign in soundness.signs if sign.name == "transfer beats the attack").state == "not applicable"
 
 
 def test_a_model_that_answers_with_whole_numbers_is_as_robust_as_what_it_ranks(planted, images):
@@ -513,17 +557,6 @@ def test_a_model_that_answers_with_whole_numbers_is_as_robust_as_what_it_ranks(p
         assert not outcomes.problems
         shares.append(outcomes.robust_accuracy)
     assert shares[0] == pytest.approx(shares[1], abs=1.5 / len(x))
-
-
-class ByNumpyOfALeaf(nn.Module):
-    """Raises where a gradient is asked for."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        return self.net(torch.tensor(x.numpy()))
 
 
 def test_without_a_right_answer_there_is_one_sign(images):

@@ -5,6 +5,8 @@ find on their way counts like any other success.
 """
 
 from collections.abc import Callable, Container
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -23,11 +25,12 @@ from tasks.metrics.signs.measuring import company, labels, reseeded, reverified
 from tasks.metrics.signs.probe import Probe, moot, raised
 from tasks.metrics.soundness import Sign
 
-__all__ = ["BUDGET", "QUESTIONS", "Probe", "ask", "settled"]
+__all__ = ["BUDGET", "QUESTIONS", "Probe", "answer_to", "ask", "settled"]
 
 BUDGET = 0.12  # of the evaluation's passes may be spent on signs
 
 Question = Callable[[Probe], Sign | tuple[Sign, ...]]
+A = TypeVar("A", bound=Sign | tuple[Sign, ...])
 
 QUESTIONS: dict[str, Question] = {  # in the order in which people read them; a question may answer for two signs
     "one step beats many": one_step,
@@ -60,14 +63,18 @@ def ask(probe: Probe, only: Container[str] | None = None) -> tuple[Sign, ...]:
     for name, question in QUESTIONS.items():
         if only is not None and not any(part in only for part in name.split(" / ")):
             continue
-        try:
-            answer = question(probe)
-        except Exception as failure:  # a user's model may raise anything; nobody may take that for a good sign
-            says = f"the model raised {type(failure).__name__} when it was asked: {failure}"
-            none = torch.zeros(0, dtype=torch.long)
-            answer = raised(name.split(" / ")[0], "measurement", True, 1.0, 0.0, none, says)
+        answer = answer_to(name.split(" / ")[0], partial(question, probe))
         signs += answer if isinstance(answer, tuple) else (answer,)
     return tuple(sign for sign in signs if only is None or sign.name in only)
+
+
+def answer_to(name: str, question: Callable[[], A]) -> A | Sign:
+    """What the question says of the sign of that name; an alarm where the model does not survive it."""
+    try:
+        return question()
+    except Exception as failure:  # a user's model may raise anything; nobody may take that for a good sign
+        says = f"the model raised {type(failure).__name__} when it was asked: {failure}"
+        return raised(name, "measurement", True, 1.0, 0.0, torch.zeros(0, dtype=torch.long), says)
 
 
 def settled(probe: Probe) -> Sign:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tasks.attacks import arms
 from tasks.attacks.search import WINDING, margins, slope
 from tasks.metrics.curve import NAME as CURVE
-from tasks.metrics.signs.probe import LEAST, Probe, counted, moot, raised, tied
+from tasks.metrics.signs.probe import LEAST, Probe, counted, from_surrogates, moot, raised, tied
 from tasks.metrics.soundness import Sign
 from tasks.statistics import mcnemar
 
@@ -74,12 +74,14 @@ def silent_success(probe: Probe) -> Sign:
 def transfer_failure(probe: Probe) -> Sign:
     """Do a surrogate's examples win where the model's own gradients failed? Pintor et al., 2022."""
     name = "transfer beats the attack"
-    rows = [a for a in probe.outcomes.attacks if a.name == "transfer"]
+    rows = from_surrogates(probe.outcomes)
     if not rows:
         says = "Not run: no surrogate was given. Add attacks: [{name: transfer, params: {surrogate: 'acme:other'}}]."
         return Sign(name=name, kind="failure", state="not run", first="not run", says=says)
+    if not rows[0].tried.any():
+        return moot(name, "failure", "no sample was left to it")
     says = "a surrogate's examples fooled {hits} of {tried} samples that had withstood the rest"
-    return counted(name, "failure", rows[0].fooled.nonzero().flatten(), max(int(rows[0].tried.sum()), 1), 0.05, says)
+    return counted(name, "failure", rows[0].fooled.nonzero().flatten(), int(rows[0].tried.sum()), 0.05, says)
 
 
 def convergence(probe: Probe) -> tuple[Sign, ...]:

@@ -11,10 +11,10 @@ from tasks.attacks.controls import noise
 from tasks.attacks.fgsm import fgsm
 from tasks.attacks.geometry import per_sample, uphill
 from tasks.attacks.search import margins, slope
-from tasks.metrics.signs.probe import SAME, SAME_HALF, Probe, counted, moot, tied
+from tasks.metrics.signs.probe import SAME, SAME_HALF, Probe, counted, from_surrogates, moot, tied
 from tasks.metrics.soundness import Sign
 
-BLACK_BOX = {"square", "hopskipjump", "noise", "greedy", "sweep", "transfer"}
+BLACK_BOX = {"square", "hopskipjump", "noise", "greedy", "sweep"}
 LARGER = 3.0  # times the radius
 JUMPS = 0.1  # of the samples: a third where only winners pass (Xiao et al., 2020), 0.01 at most on other models
 APART = 3.0  # times: a slope that promises so much more or less than is kept does not fit
@@ -50,7 +50,7 @@ def random_noise(probe: Probe) -> Sign:
 def black_box(probe: Probe) -> Sign:
     """Do attacks without gradients win where those with gradients failed? From the ledger; Athalye et al., 2018."""
     name, found = "black-box beats white-box", probe.outcomes
-    rows = [a for a in found.attacks if a.name in BLACK_BOX]
+    rows = [a for a in found.attacks if a.name in BLACK_BOX] + from_surrogates(found)
     if not any(a.tried.any() for a in rows):
         why = "no sample was left to it" if rows else "the suite holds no attack without gradients"
         return Sign(name=name, kind="masking", state="not run", first="not run", says=f"Not run: {why}.")

@@ -12,7 +12,7 @@ from tasks.attacks.search import CLOSE_CALL, Search, at_once, compared, margins
 from tasks.metrics.cell import judged
 from tasks.metrics.curve import CurvePoint
 from tasks.metrics.isolation import Meter
-from tasks.metrics.outcomes import Outcomes
+from tasks.metrics.outcomes import AttackOutcome, Outcomes
 from tasks.metrics.soundness import Kind, Sign, State
 
 FEWEST = 8  # samples of a probe, however small its part of the budget
@@ -106,6 +106,12 @@ def raised(name: str, kind: Kind, alarm: bool, figure: float, limit: float, hits
     return Sign(
         name=name, kind=kind, state=state, first=state, figure=figure, threshold=limit, samples=samples, says=says
     )
+
+
+def from_surrogates(outcomes: Outcomes) -> list[AttackOutcome]:
+    """The attack by the examples of other models. Where it was given none, the model stood in for itself."""
+    lent = any(row.name == "transfer" and row.params.get("surrogate") for row in outcomes.suite.attacks)
+    return [attack for attack in outcomes.attacks if lent and attack.name == "transfer"]
 
 
 def moot(name: str, kind: Kind, why: str) -> Sign:
