@@ -1,4 +1,4 @@
-"""Which attack gets which samples: the one place that spends passes."""
+"""The suite at work on a cell: the one place that spends passes."""
 
 import itertools
 import math
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tasks.attacks import AttackConfig, Suite
-from tasks.attacks.config import End
 from tasks.attacks.search import OPEN, Search
 from tasks.metrics.child import Failed, Stopped
+from tasks.metrics.drawing import Drawing
 from tasks.metrics.draws import generator
 from tasks.metrics.foreign import ATTACK_SECONDS, Misbehaved, attack_function
 from tasks.metrics.isolation import PROBE, VOTES, Meter
@@ -19,15 +19,7 @@ from tasks.metrics.tally import Player, Tally, foreseen
 from tasks.metrics.views import GLANCE, Views
 from tasks.redact import told
 
-LATE = 0.02  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
-LAST_QUARTER = 0.75  # of the effort is over
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
-BOTH = 400.0  # effort, at least, where turns follow two views
-# Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
-LEAST, MOST, FEW = 300.0, 600.0, 50.0
-# Where slopes are lent: effort without any, and passes a sample, at most; and of all passes, what attacks without get.
-PATIENT, SPENT, OWED = 2000.0, 100.0, 0.67
-DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so much, and `passes` such a share
 
 
 class Engine:
@@ -106,79 +98,16 @@ class Engine:
         return standing[: min(count, int(max(left, 0) / each)) if each and left < math.inf else count]
 
     def _draw(self, group: list[Player]) -> None:
-        """Turns to the attack that lately earned the most flips per pass.
-
-        Ends when each has had one and a further `again` times the effort up to the last flip has brought no other, so
-        a model on which late turns still succeed is tried for longer; or at a limit. Effort is passes per sample that
-        stands. The spare ones need no turn of their own as long as all but the first of the group gain next to nothing.
-        Where slopes wind, successes are far apart: it goes on for as long again, within limits of its own. Where they
-        are lent, attacks that follow none go on alone, within limits of their own too.
-        """
-        effort = last_flip = 0.0
-        begun, stood, late, alone = self._spent(), len(self.search.standing()), 0, False
-        first, spare = self._parted(group)
-        group = first + spare
-        falls: list[tuple[float, Tensor]] = []
-        while standing := len(self.search.standing()):
-            end, open_ = self._end(), [player for player in group if player.open]
-            passes = (self._spent() - begun) / len(self.search.x)
-            most = end.reached(passes, effort) or self._left() <= 0
-            each, spares = max(1, len(self.views.both)), late >= LATE * stood
-            due = [player for player in open_ if player.taken < each and (spares or player in first)]
-            if self._wound(group):
-                enough = effort >= min(max(2 * last_flip, LEAST), MOST) and passes >= FEW
-            else:
-                least = BOTH if self.views.both else 0.0
-                enough = end.again is not None and effort >= least and effort - last_flip >= end.again * last_flip
-            if alone := alone or (enough and self.views.lent and not due):
-                open_, due, enough = [p for p in open_ if p.blind], [], effort >= PATIENT or passes >= SPENT
-            if not open_ or most or (not due and enough):
-                self.capped |= most
-                break
-            able = self._able(open_, due, first=first, group=group)
-            player, before, fooled = max(able, key=lambda p: p.rate), self._spent(), self.search.fooled.clone()
-            gained = self._turn(player)
-            effort += (self._spent() - before) / standing
-            falls.append((effort, self.search.fooled & ~fooled))
-            last_flip = effort if gained else last_flip
-            late += gained if player is not group[0] else 0
-            player.spent = self._spent() == before
-        for at, fell in falls:
-            if at > LAST_QUARTER * effort:
-                self.late |= fell
-
-    def _able(
-        self, open_: list[Player], due: list[Player], *, first: list[Player], group: list[Player]
-    ) -> list[Player]:
-        """Whose turn it may be.
-
-        Behind comparisons each has one turn before any has two; elsewhere an attack that earns keeps its turn. Where
-        slopes are lent, it is of those that follow none until they have had their share.
-        """
-        if due:
-            if self.views.steep:
-                return due
-            return [player for player in open_ if player in first] if any(p in first for p in due) else open_
-        blind = [player for player in open_ if player.blind]
-        spent = sum(player.tally.passes for player in group)
-        owed = self.views.lent and sum(player.tally.passes for player in blind) < OWED * spent
-        return blind if blind and owed else open_
-
-    def _parted(self, group: list[Player]) -> tuple[list[Player], list[Player]]:
-        """Which have a turn each, and which are spare.
-
-        Where slopes wind, those that are made for that, and those that follow none: slopes may as well be false.
-        """
-        drawn, spare, winding = (
-            [p for p in group if p.config.samples == samples] for samples in ("drawn", "spare", "winding")
+        """Turns among the attacks of the group, until they are over."""
+        drawing = Drawing(
+            group, search=self.search, suite=self.suite, views=self.views, spent=self._spent, left=self._left
         )
-        if not self._wound(group):
-            return drawn, spare
-        return winding + [p for p in drawn if p.blind], []
-
-    def _wound(self, group: list[Player]) -> bool:
-        """Whether slopes wind, and some of the group are made for that."""
-        return self.search.winding and not self.views.lent and any(p.config.samples == "winding" for p in group)
+        while player := drawing.next():
+            before, fooled = self._spent(), self.search.fooled.clone()
+            self._turn(player)
+            drawing.note(player, self._spent() - before, self.search.fooled & ~fooled)
+        self.late |= drawing.fell_late()
+        self.capped |= drawing.capped
 
     def _turn(self, player: Player) -> int:
         """A few samples to this attack: the nearest to falling that it has tried the least, and some at random."""
@@ -259,23 +188,6 @@ class Engine:
             return len(self.search.x)
         each = max(player.each, foreseen(player.config, self.others)) or max(other.each for other in self.players)
         return int(left / each) if each else len(self.search.x)
-
-    def _end(self) -> End:
-        """When the drawing ends.
-
-        Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a share of the
-        suite's, any to the limit on the cell's whole where there is one. Behind comparisons and choices, where
-        successes are far apart, that limit alone counts too.
-        """
-        suite, end = self.suite, self.suite.end(self.search.threat)
-        if self.views.steep and end.whole:
-            return End(again=None, whole=end.whole)
-        if not self.views.level and not self.views.lent:
-            return end
-        again = None if end.again is None else max(end.again, DOGGED)
-        passes = BLIND * suite.passes if end is not suite and end.passes and suite.passes else end.passes
-        passes = None if end.whole else passes
-        return end.model_copy(update={"again": again, "passes": passes})
 
     def _spent(self) -> float:
         """Answers so far, forward and backward."""

@@ -10,6 +10,7 @@ from tasks.attacks.config import ARMS
 from tasks.attacks.search import Search
 from tasks.metrics import measure, merged
 from tasks.metrics.cell import BLOCK
+from tasks.metrics.drawing import Drawing
 from tasks.metrics.engine import Engine
 from tasks.metrics.isolation import Meter
 from tasks.metrics.store import CellStore
@@ -136,10 +137,16 @@ def test_a_suite_without_such_rows_and_a_model_whose_slopes_are_lent_are_searche
     search.straight = 0.5
     engine = engine_of(search)
     *rest, winding = engine.players[1:]
-    assert engine._parted(engine.players[1:]) == ([winding, rest[2]], [])
-    assert engine._parted(rest) == (rest[:3], rest[3:])
+
+    def parted(group):
+        how = {"search": search, "suite": engine.suite, "views": engine.views}
+        drawing = Drawing(group, **how, spent=lambda: 0.0, left=lambda: 1.0)
+        return drawing.first, drawing.spare
+
+    assert parted([*rest, winding]) == ([winding, rest[2]], [])
+    assert parted(rest) == (rest[:3], rest[3:])
     engine.views.lent = True
-    assert engine._parted(engine.players[1:]) == (rest[:3], rest[3:])
+    assert parted([*rest, winding]) == (rest[:3], rest[3:])
 
 
 @pytest.mark.parametrize(("until", "ends"), [(0, 300), (200, 400), (450, 600), (1000, 600)])
