@@ -16,7 +16,8 @@ from tasks.errors import WrongInput
 from tasks.lookup import did_you_mean
 from tasks.metrics.cell import BLOCK
 from tasks.metrics.draws import generator, seed_all
-from tasks.metrics.isolation import PROBE, Meter, home, untouched
+from tasks.metrics.inputs import check_suite, checked
+from tasks.metrics.isolation import PROBE, Meter, untouched
 from tasks.metrics.outcomes import measure
 from tasks.statistics import Share
 
@@ -148,17 +149,16 @@ def binarise(
     as it was. Raises WrongInput for a threat whose ball has no edge to hide a point on (L0, unbounded), for an
     unknown layer, for a model that answers at random, and for what measure() refuses.
     """
-    suite = as_suite(suite)
+    suite, (at_home, _) = as_suite(suite), checked(model, x, torch.zeros(len(x), dtype=torch.long), threat)
+    check_suite(suite, threat, None, x)
     if threat.norm == "unbounded" or threat.norm.startswith("l0"):
         raise WrongInput(
             f"under {threat} a ball has no edge that sets a hidden point apart. Write norm='linf', 'l2' or 'l1'."
         )
     order = torch.randperm(len(x), generator=generator(torch.device("cpu"), seed, "binarise"))
     rows = order[:samples].sort().values
-    x = x.detach()[rows.to(x.device)]
-    _refuse_as_measure_does(x, threat, suite)
-    device, dtype = home(model, x)
-    x = x.to(device, dtype)
+    x = at_home[rows.to(at_home.device)]
+    device = x.device
     starts = dict(zip(rows.tolist(), x.split(1), strict=True))
     with untouched(Features(model, _layer(model, layer))) as meter:
         _check_steady(meter, x[:PROBE])
@@ -179,18 +179,6 @@ def binarise(
         passes=passes + sum(found.passes for found in outcomes.values()),
         problems=tuple(dict.fromkeys(problem for found in outcomes.values() for problem in found.problems)),
     )
-
-
-class _Wrong(nn.Module):
-    """Says class 0 of everything."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.new_tensor([1.0, 0.0]).expand(len(x), 2)
-
-
-def _refuse_as_measure_does(x: Tensor, threat: ThreatModel, suite: Suite) -> None:
-    """Raise what measure() raises of such an x, threat or suite. No attack runs: every answer is wrong as it is."""
-    measure(_Wrong(), x, torch.ones(len(x), dtype=torch.long), threat=threat, suite=suite, precision="fp32")
 
 
 def _layer(model: nn.Module, name: str | None) -> nn.Module | None:

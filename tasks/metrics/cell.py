@@ -103,21 +103,21 @@ def attack_cell(
     for tally in tallies:
         tally.fooled &= fooled
     return Cell(
-        correct,
-        fooled,
-        x_adv,
-        prediction,
-        search.nearest,
-        search.margin,
-        tallies,
-        engine.late,
-        dropped,
-        engine.capped,
-        tuple(problems),
-        meter.forward_samples - forward,
-        meter.backward_samples - backward,
-        time.perf_counter() - started,
-        search.straight,
+        clean_correct=correct,
+        fooled=fooled,
+        x_adv=x_adv,
+        prediction=prediction,
+        nearest=search.nearest,
+        margin=search.margin,
+        tallies=tallies,
+        late=engine.late,
+        dropped=dropped,
+        capped=engine.capped,
+        problems=tuple(problems),
+        forward_samples=meter.forward_samples - forward,
+        backward_samples=meter.backward_samples - backward,
+        seconds=time.perf_counter() - started,
+        straight=search.straight,
     )
 
 
