@@ -17,6 +17,7 @@ from flows.plans import how, plan_of
 from flows.reattack import Reattacked, broken, measured
 from tasks.announce import announce_daily, announce_watch
 from tasks.data import Data, describe, load
+from tasks.plan import plan_values
 from tasks.posture import Record
 from tasks.posture.changes import measured_at
 from tasks.posture.findings import age_days, overdue
@@ -28,7 +29,7 @@ from tasks.track import names as registered_names
 from tasks.verdicts import Policy
 
 BROKE = "redoubt.broke"  # a tag of a version that could not be measured: when, and what was asked
-NONE = "No model is registered, or none that may be read: nothing was looked at."
+NONE = "No version is registered, or none that may be read: nothing was looked at."
 RETRY = timedelta(hours=6)  # until the very same is asked of it again
 RECORDING = timedelta(minutes=15)  # from registering a version to its record, at most
 
@@ -41,7 +42,7 @@ class Watched(BaseModel, frozen=True, extra="forbid"):
     stale: tuple[str, ...] = Field((), description="live versions whose evidence was too old")
     overdue: tuple[str, ...] = Field((), description="findings that are open for too long")
     unplanned: tuple[str, ...] = Field((), description="models of which nobody knows how to measure them")
-    looked_at: tuple[str, ...] = Field((), description="registered models")
+    looked_at: tuple[str, ...] = Field((), description="models that have a version")
 
     def with_more(self, other: "Watched") -> "Watched":
         """Both together."""
@@ -74,19 +75,22 @@ class Due:
 def watch(names: list[str] | None = None, promote: bool = False) -> Watched:
     """Measure versions that have no verdict under the current suite, data and policy; say what is stale or overdue.
 
-    names: of registered models; all if none. promote: a version that passes and is newer than the champion takes its
-    place. Neither a version nor a model that breaks keeps the others from being measured.
+    names: of models that have a version or a plan; all if none. promote: a version that passes and is newer than the
+    champion takes its place. Neither a version nor a model that breaks keeps the others from being measured. Raises
+    WrongInput, before anything is measured, for a name that nothing is known of.
     """
     data_of = cache(lambda dataset: describe(dataset, load(dataset)))
-    looked_at = registered_names() if names is None else names
-    found = Watched(looked_at=tuple(looked_at))
-    for name in looked_at:
+    for name in names or ():
+        if not registered(name) and plan_values(name) is None:
+            known_of(name)  # which says what is registered
+    meant, found = registered_names() if names is None else names, Watched()
+    for name in meant:
         try:
             found = found.with_more(_watched(name, promote, data_of))
         except Exception as error:  # of whatever kind: the other models are still to be looked at
-            found = found.with_more(_unmeasured(broken(name, 0, error)))
+            found = found.with_more(_unmeasured(broken(name, 0, error))).with_more(Watched(looked_at=(name,)))
     done = [result.measured for result in found.measured]
-    announce_watch(models=len(looked_at), measured=sum(done), unmeasured=len(done) - sum(done))
+    announce_watch(models=len(meant), measured=sum(done), unmeasured=len(done) - sum(done))
     return found
 
 
@@ -131,8 +135,8 @@ def _watched(name: str, promote: bool, data_of: Callable[[str], Data]) -> Watche
     if plan is None and not any(version.records() for version in known):
         write = f"redoubt adopt {quote(name)} --like RECIPE"
         announce_daily("model.unplanned", name, reasons=[f"nobody has said on what data and against what: {write}"])
-        return Watched(unplanned=(name,))
-    found = Watched()
+        return Watched(unplanned=(name,), looked_at=(name,))
+    found = Watched(looked_at=(name,))
     for one in due(name, plan, data_of, promote=promote, now=now):
         found = found.with_more(_measured(one, promote, data_of(one.config.dataset)))
     return found.with_more(_overdue(name, plan))

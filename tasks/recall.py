@@ -105,6 +105,8 @@ def known_of(name: str) -> Known:
     if versions:
         return Known(name, *model_facts(name), versions)
     there = names()
+    if name in there:
+        raise WrongInput(f"{name!r} has no version. `redoubt run` registers one, so does MLflow.")
     said = f"Registered: {', '.join(there)}." if there else "Nothing is registered here: `redoubt run digits` does."
     hidden = f" What {visitor()} may not read does not show: whoever may MANAGE it grants READ." if visitor() else ""
     raise WrongInput(f"no model is registered as {name!r}.{did_you_mean(name, there)} {said}{hidden}")

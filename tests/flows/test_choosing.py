@@ -12,7 +12,7 @@ from flows.config import EvaluateConfig
 from flows.harden import harden_model, why_not
 from flows.plans import adopt, digest_of, how, plan_of, remember
 from flows.recipes import configured, two_kinds
-from flows.watch import BROKE, RETRY, Watched, _asked, due, why_stale
+from flows.watch import BROKE, RETRY, Watched, _asked, due, watch, why_stale
 from tasks.data import Data, describe, load
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.ledger import write_findings
@@ -67,8 +67,21 @@ def numbers(*, promote: bool = False) -> list[int]:
 
 def test_a_watch_that_saw_no_model_does_not_say_that_all_is_well():
     (told,) = Watched().lines()
-    assert told.startswith("No model is registered, or none that may be read")
+    assert told.startswith("No version is registered, or none that may be read")
     assert Watched(looked_at=("a", "b")).lines() == ["Every version of a, b stands as it should."]
+
+
+def test_a_watch_over_a_name_that_nothing_is_known_of_is_refused_before_anything_is_measured(home, monkeypatch):
+    monkeypatch.setattr("flows.watch.announce_watch", lambda **_: None)
+    registry("fail", champion=1)
+    adopt("planned", "two-kinds")
+    make_model("empty")
+    with pytest.raises(WrongInput, match=r"no model is registered as 'two-kind'\. Did you mean 'two-kinds'"):
+        watch.fn([NAME, "two-kind"])
+    with pytest.raises(WrongInput, match="'empty' has no version"):
+        watch.fn(["empty"])
+    found = watch.fn([NAME, "planned"])
+    assert found.lines() == [f"Every version of {NAME} stands as it should."]
 
 
 @pytest.mark.parametrize(
