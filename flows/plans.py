@@ -13,6 +13,7 @@ from tasks.data import Data
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.parts import vouched
 from tasks.plan import WAIVER, Hardening, keep_plan, note_hardening, plan_digest, plan_values
+from tasks.recall import known_of
 from tasks.track import Version
 
 log = logging.getLogger("redoubt")
@@ -46,6 +47,16 @@ def plan_of(name: str) -> Plan | None:
     if plan.name != name:
         raise EvidenceBroken(f"the plan of {name!r} is that of {plan.name!r}. Adopt it anew.")
     return plan
+
+
+def check_hardening(name: str, version: int | None) -> None:
+    """Raise WrongInput for a model or a version that is not registered, and for a model without a plan."""
+    known = known_of(name)
+    if version is not None:
+        known.version(version)
+    if plan_of(name) is None:
+        write = f"redoubt adopt {quote(name)} --like RECIPE"
+        raise WrongInput(f"{name!r} has no plan, so nobody has said how to harden it. Write: {write}")
 
 
 def remember(config: PipelineConfig, outcome: str = "") -> None:

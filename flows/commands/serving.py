@@ -66,13 +66,17 @@ def watch(names: tuple[str, ...], promote: bool, as_json: bool) -> None:
 def harden(name: str, number: int | None, cooldown: float, as_json: bool) -> None:
     """Harden the registered model NAME by its plan, attack it again, and make it champion if it passes.
 
-    Exit codes as for `run`; 0 where nothing was to be done.
+    Exit codes as for `run`; 0 where nothing was to be done, 3 for a model or a version that is not registered, or
+    where there is no plan.
     """
     from flows.commands.running import show_steps
     from flows.ephemeral import prefect_api
     from flows.settle import settle
 
     settle()
+    from flows.plans import check_hardening
+
+    check_hardening(name, number)
     if not as_json:
         show_steps()
     with prefect_api() as ready:

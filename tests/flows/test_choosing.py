@@ -10,7 +10,7 @@ from flows.__main__ import main
 from flows.asked import standing, usual
 from flows.config import EvaluateConfig
 from flows.harden import harden_model, why_not
-from flows.plans import adopt, digest_of, how, plan_of, remember
+from flows.plans import adopt, check_hardening, digest_of, how, plan_of, remember
 from flows.recipes import configured, two_kinds
 from flows.watch import BROKE, RETRY, Watched, _asked, due, watch, why_stale
 from tasks.data import Data, describe, load
@@ -312,6 +312,33 @@ def test_without_a_plan_or_a_version_nothing_is_hardened_and_the_command_says_wh
     found = harden_model.fn("bare", 1, reason="a test")
     assert (found.hardened, found.failed) == (False, 1)
     assert "redoubt adopt bare --like RECIPE" in found.says
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("two-kind",), "no model is registered as 'two-kind'. Did you mean 'two-kinds'"),
+        ((NAME, "--version", "7"), "'two-kinds' has no version 7. Registered: 1."),
+        (("empty",), "'empty' has no version"),
+        (("bare",), "Write: redoubt adopt bare --like RECIPE"),
+    ],
+)
+def test_what_nobody_can_harden_is_wrong_input_before_anything_is_started(home, monkeypatch, capsys, words, hint):
+    registry("fail")
+    make_model("empty")
+    make_model("bare")
+    client().create_model_version("bare", source="file:///nowhere")
+    monkeypatch.setattr("flows.ephemeral.prefect_api", lambda: pytest.fail("a server was started"))
+    monkeypatch.setattr("sys.argv", ["redoubt", "harden", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (stop.value.code, hint in capsys.readouterr().err) == (3, True)
+
+
+def test_what_can_be_hardened_has_nothing_to_complain_of(home):
+    registry("fail", "pass")
+    for version in (None, 1, 2):
+        check_hardening(NAME, version)
 
 
 def test_the_same_plan_is_not_tried_twice_and_a_changed_one_is(home):

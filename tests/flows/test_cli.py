@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from click.testing import CliRunner
 
 from flows.__main__ import cli, main
 from flows.config import parse
+from flows.exits import EXIT, worst
+from flows.reattack import Reattacked
 from flows.recipes import RECIPES
 from tasks.attacks import SUITES
 from tasks.errors import WrongInput
@@ -67,6 +70,21 @@ def test_recipes_are_listed_with_a_line_each(monkeypatch, capsys):
 def test_wrong_input_ends_with_3_and_says_what_to_write(words, hint, monkeypatch, capsys):
     assert call(monkeypatch, *words) == 3
     assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([], 0), ([0, 0], 0), ([0, 2], 2), ([2, 1, 0], 1), ([1, 2], 1), ([2, 4], 4), ([4, 1, 2], 1)],
+)
+def test_of_several_reports_a_fail_is_the_worst_and_a_pass_the_best(codes, expected):
+    assert worst(codes) == expected
+
+
+def test_a_report_that_cannot_tell_hides_no_fail_of_another_version(monkeypatch, capsys):
+    found = [Reattacked(name="m", version=n, verdict=v, measured=True, says=v) for n, v in enumerate(EXIT, 1)]
+    monkeypatch.setattr("flows.ephemeral.prefect_api", lambda: nullcontext(lambda: None))
+    monkeypatch.setattr("flows.reattack.reattack_versions", lambda *_, **__: found)
+    assert call(monkeypatch, "reattack", "m") == EXIT["fail"]
 
 
 def test_no_words_at_all_show_the_help(monkeypatch, capsys):
