@@ -33,7 +33,7 @@ def check_parts(config: PipelineConfig | EvaluateConfig, *, here: bool = True) -
         for key, training in (("training", config.training), ("hardening", config.hardening)):
             looks.append((f"{key}.model", training.model, partial(lookup, "model", training.model, MODELS)))
             looks.append((f"{key}.defence", training.defence, partial(lookup, "defence", training.defence, DEFENCES)))
-        looks.append(("policy.floors", "", lambda: _check_floors(config)))
+    looks.append(("policy.floors", "", lambda: _check_floors(config)))
     known = [(key, look) for key, name, look in looks if here or not ELSEWHERE.search(name)]
     mistakes = [f"{key}: {said}" for key, look in known for said in _said(look)]
     if mistakes:
@@ -63,9 +63,10 @@ def _said(look: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def _check_floors(config: PipelineConfig) -> None:
+def _check_floors(config: PipelineConfig | EvaluateConfig) -> None:
     """Raise WrongInput for a floor under a threat model that is not measured."""
     known = [threat.name for threat in config.evaluation.threats]
     unknown = sorted(set(config.policy.floors) - set(known))
     if unknown:
-        raise WrongInput(f"{', '.join(unknown)} is not measured. Write one of: {', '.join(known)}.")
+        instead = f"Write one of: {', '.join(known)}; or policy.floors={{}}, so that policy.floor holds for each."
+        raise WrongInput(f"{', '.join(unknown)} is not measured. {instead}")

@@ -1,22 +1,33 @@
 """Policy: the numbers that a verdict needs."""
 
 import hashlib
+from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
 from tasks.metrics import smallest_paired, smallest_sample
+
+
+def _as_a_part_of_one(value: object) -> object:
+    if not isinstance(value, int | float) or isinstance(value, bool) or 0 <= value <= 1:
+        return value
+    instead = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "a number from 0 to 1, e.g. 0.6 for 60 %"
+    raise ValueError(f"{value!r} is no share. Write {instead}.")
+
+
+Part = Annotated[float, Field(ge=0, le=1), BeforeValidator(_as_a_part_of_one)]
 
 
 class Policy(BaseModel, frozen=True, extra="forbid"):
     """The numbers that a verdict needs. A floor is held against the interval's end, not against the estimate."""
 
-    floor: float = Field(0.5, ge=0, le=1, description="robust accuracy, under every threat model")
-    floors: dict[str, float] = Field(default_factory=dict, description="per threat model, e.g. {linf_0.1: 0.6}")
-    clean_floor: float = Field(0.8, ge=0, le=1, description="accuracy on unchanged inputs")
-    tolerance: float = Field(0.03, ge=0, le=1, description="robust accuracy that may be lost against the champion")
-    clean_budget: float = Field(0.02, ge=0, le=1, description="clean accuracy that may be lost against the champion")
-    pair_ceiling: float = Field(
-        0.05, ge=0, le=1, description="a critical pair without a flip: the highest upper end of its interval"
+    floor: Part = Field(0.5, description="robust accuracy, under every threat model")
+    floors: dict[str, Part] = Field(default_factory=dict, description="per threat model, e.g. {linf_0.1: 0.6}")
+    clean_floor: Part = Field(0.8, description="accuracy on unchanged inputs")
+    tolerance: Part = Field(0.03, description="robust accuracy that may be lost against the champion")
+    clean_budget: Part = Field(0.02, description="clean accuracy that may be lost against the champion")
+    pair_ceiling: Part = Field(
+        0.05, description="a critical pair without a flip: the highest upper end of its interval"
     )
     max_age_days: float = Field(
         30, gt=0, allow_inf_nan=False, description="days after which the champion's report decides nothing"

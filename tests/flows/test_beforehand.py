@@ -6,6 +6,7 @@ import pytest
 
 from flows.__main__ import main
 from flows.beforehand import check_fit, check_parts
+from flows.config import parse_evaluation
 from flows.plans import adopt, plan_of
 from flows.recipes import RECIPES, configured, two_kinds
 from tasks.data import Data, describe, load
@@ -24,7 +25,7 @@ WRONG = [
     ("hardening.defence=adversary", "hardening.defence: unknown defence 'adversary'. Did you mean 'adversarial'?"),
     ("evaluation.suite=quik", "evaluation: unknown suite 'quik'. Did you mean 'quick'?"),
     ("evaluation.attacks=[{name: squared}]", "evaluation: unknown attack 'squared'. Did you mean 'square'?"),
-    ("policy.floors={linf_0.2: 0.5}", "policy.floors: linf_0.2 is not measured. Write one of: linf_0.1."),
+    ("policy.floors={linf_0.2: 0.5}", "policy.floors: linf_0.2 is not measured. Write one of: linf_0.1; or"),
 ]
 UNFIT = [
     ("evaluation.critical_pairs=[[0, 2]]", "critical_pairs names class 2, but the model knows 2 classes"),
@@ -52,6 +53,33 @@ def test_what_fits_is_let_through(data):
 def test_a_name_that_means_nothing_is_told(change, said):
     with pytest.raises(WrongInput) as refused:
         check_parts(configured("two-kinds", (change,)))
+    assert said in str(refused.value)
+
+
+def test_a_floor_that_an_evaluation_does_not_measure_is_told():
+    values = two_kinds().as_evaluation(1).model_dump(mode="json")
+    for floors in ({}, {"linf_0.1": 0.5}):
+        check_parts(parse_evaluation(values | {"policy": {"floors": floors}}), here=False)
+    wrong = parse_evaluation(values | {"policy": {"floors": {"linf_0.2": 0.5}}})
+    with pytest.raises(WrongInput, match=r"policy\.floors: linf_0\.2 is not measured\. Write one of: linf_0\.1"):
+        check_parts(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("policy.floor=60", "policy.floor: 60 is no share. Write 0.6 for 60 %."),
+        ("policy.clean_floor=97.5", "policy.clean_floor: 97.5 is no share. Write 0.975 for 97.5 %."),
+        ("policy.floors={linf_0.1: 60}", "policy.floors.linf_0.1: 60 is no share. Write 0.6 for 60 %."),
+        ("policy.floors={linf_0.1: -1}", "-1 is no share. Write a number from 0 to 1, e.g. 0.6 for 60 %."),
+        ("policy.floors={linf_0.1: .nan}", "nan is no share. Write a number from 0 to 1"),
+        ("policy.tolerance=3", "policy.tolerance: 3 is no share. Write 0.03 for 3 %."),
+        ("policy.floors={linf_0.1: high}", "should be a valid number"),
+    ],
+)
+def test_a_floor_that_is_no_share_is_refused_when_the_config_is_read(change, said):
+    with pytest.raises(WrongInput) as refused:
+        configured("two-kinds", (change,))
     assert said in str(refused.value)
 
 
