@@ -42,7 +42,7 @@ def asked(
         raise WrongInput(f"--norm {norm} needs a radius. Write --eps as well, e.g. --norm {norm} --eps 0.5.")
     with named(model, dataset, changes):
         check_named(model)
-        values = _begin(model, like, dataset=dataset, eps=eps)
+        values = _begin(model, like, dataset=dataset, told=eps is not None or norm == "unbounded")
     values |= {"model": model, "name": name or _name_of(model)}
     if dataset:
         values["dataset"] = dataset
@@ -57,8 +57,8 @@ def asked(
     return parse_evaluation(values)
 
 
-def _begin(model: str, like: str | None, *, dataset: str | None, eps: str | None) -> dict[str, Any]:
-    """What the words of the command are laid over."""
+def _begin(model: str, like: str | None, *, dataset: str | None, told: bool) -> dict[str, Any]:
+    """What the words of the command are laid over; told: whether they say against what."""
     if like and REGISTERED.fullmatch(like):
         return asked_of(run_to_follow(version_named(like), as_champion=like.endswith("@champion")))
     if like:
@@ -67,7 +67,7 @@ def _begin(model: str, like: str | None, *, dataset: str | None, eps: str | None
     last = _last_time(model)
     if last is not None and (dataset is None or dataset == last["dataset"]):
         return last
-    if dataset is None or eps is None:
+    if dataset is None or not told:
         raise WrongInput(
             f"{model} was not evaluated before, so nobody knows on what data and against what. Write --dataset D "
             "--eps 0.03, or --like RECIPE to take both from a recipe or a YAML file."

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 
 from flows.__main__ import main
-from flows.asked import standing, usual
+from flows.asked import asked, standing, usual
 from flows.config import EvaluateConfig
 from flows.harden import harden_model, why_not
 from flows.plans import adopt, check_hardening, digest_of, how, plan_of, remember
@@ -394,6 +394,17 @@ def test_what_was_lost_is_a_pass_or_a_finding_that_came_back():
     assert back.state == "regressed"
     assert lost([], failed, [mended], [back]) == (f"finding {back.id} came back in version 2: 61 of 100 were fooled.",)
     assert lost([], failed, [back], [back]) == ()  # it was said before
+
+
+@pytest.mark.parametrize(("norm", "eps", "named"), [("unbounded", None, "unbounded"), ("l2", "0.5", "l2_0.5")])
+def test_a_model_that_was_never_evaluated_needs_a_radius_only_where_the_norm_has_one(norm, eps, named):
+    words = dict.fromkeys(("like", "name", "suite", "samples", "seed", "floor")) | {"changes": ()}
+    model = "tasks.models.networks:two_kinds_mlp"
+    config = asked(model, dataset="two-kinds", norm=norm, eps=eps, **words)
+    assert [threat.name for threat in config.evaluation.threats] == [named]
+    for dataset, said in ((None, "was not evaluated before"), ("two-kinds", "Write --dataset D --eps 0.03")):
+        with pytest.raises(WrongInput, match=said):
+            asked(model, dataset=dataset, norm=None, eps=None, **words)
 
 
 def test_adopt_prints_the_plan_and_says_how_to_make_one(home, capsys, monkeypatch):
