@@ -7,7 +7,7 @@ from flows.config import EvaluateConfig
 from flows.whole import whole
 from tasks.data import Data
 from tasks.decide import decide
-from tasks.evaluate import champion_report, evaluate_robustness
+from tasks.evaluate import champion_report, evaluate_robustness, warm_start
 from tasks.evidence import Chapter, Story
 from tasks.fetch import fetch_model
 from tasks.models import StoredModel
@@ -43,8 +43,9 @@ def doubt(
 
     A version is compared with the champion only if it is newer.
     """
+    start = warm_start(config.name, data, config.evaluation)
     report = evaluate_robustness(
-        model, data, config.evaluation, split="test", run_id=run_id, name=config.name, again=again
+        model, data, config.evaluation, split="test", run_id=run_id, start=whole(start), again=again
     )
     held, known = model_facts(config.name)
     found, tags = whole(report), whole(known)
@@ -52,7 +53,12 @@ def doubt(
     champion = None
     if version is not None and version > held.get("champion", version):
         champion = champion_report(
-            config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
+            config.name,
+            data,
+            config.evaluation,
+            start=whole(start),
+            max_age_days=config.policy.max_age_days,
+            run_id=run_id,
         )
     best = whole(champion)
     verdict = decide(

@@ -14,7 +14,7 @@ from flows.plans import digest_of, note, plan_of
 from flows.whole import whole
 from tasks.candidates import stages_of
 from tasks.data import describe, load
-from tasks.evaluate import champion_report
+from tasks.evaluate import champion_report, warm_start
 from tasks.evidence import Story
 from tasks.plan import last_hardening, why_wait
 from tasks.publish import publish
@@ -95,11 +95,17 @@ def _hardened(plan: Plan, failed: int | None, reason: str) -> Story:
         data = validate_data(plan.dataset, plan.contract, run_id=run_id)
         check_fit(plan, data)
         note(plan, data, run_id, "started")
+        start = warm_start(plan.name, data, plan.evaluation)
         champion = champion_report(
-            plan.name, data, plan.evaluation, max_age_days=plan.policy.max_age_days, run_id=run_id
+            plan.name,
+            data,
+            plan.evaluation,
+            start=whole(start),
+            max_age_days=plan.policy.max_age_days,
+            run_id=run_id,
         )
         model, rounds = harden(data, plan, run_id=run_id)
-        chapter = examine(model, data, plan, champion, run_id=run_id)
+        chapter = examine(model, data, plan, champion, start, run_id=run_id)
         note(plan, data, run_id, chapter.verdict.outcome)
         story = publish(plan.name, run_id, data, plan.policy, whole([chapter]), whole(rounds))
         release(data, stages_of(plan.hardening, plan.policy))

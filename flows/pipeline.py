@@ -1,5 +1,7 @@
 """THE MAIN PATH: validate, train, attack, decide, harden, attack again, decide, promote, publish."""
 
+from collections.abc import Mapping
+
 from prefect import flow
 
 from flows.beforehand import check_fit, check_parts
@@ -9,8 +11,9 @@ from flows.whole import whole
 from tasks.candidates import candidates, stages_of
 from tasks.data import Data
 from tasks.decide import decide, warn_of_few_samples
-from tasks.evaluate import champion_report, evaluate_robustness
+from tasks.evaluate import champion_report, evaluate_robustness, warm_start
 from tasks.evidence import Chapter, Story
+from tasks.metrics import Corpus
 from tasks.models import StoredModel
 from tasks.parts import named
 from tasks.promote import enter, promote
@@ -33,17 +36,23 @@ def posture_pipeline(config: PipelineConfig) -> Story:
     with named(values), open_run(config.name, values) as run_id:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
         check_fit(config, data)
+        start = warm_start(config.name, data, config.evaluation)
         champion = champion_report(
-            config.name, data, config.evaluation, max_age_days=config.policy.max_age_days, run_id=run_id
+            config.name,
+            data,
+            config.evaluation,
+            start=whole(start),
+            max_age_days=config.policy.max_age_days,
+            run_id=run_id,
         )
         warn_of_few_samples(data, config.evaluation, config.policy, champion=champion is not None)
 
         baseline = train_model(data, config.training, stage="baseline", run_id=run_id)
-        chapters, rounds = [examine(baseline, data, config, champion, run_id=run_id)], list[Chapter]()
+        chapters, rounds = [examine(baseline, data, config, champion, start, run_id=run_id)], list[Chapter]()
         remember(config)
         if chapters[0].verdict.outcome == "fail" and config.policy.max_rounds > 0:
             hardened, rounds = harden(data, config, run_id=run_id)
-            chapters.append(examine(hardened, data, config, champion, run_id=run_id))
+            chapters.append(examine(hardened, data, config, champion, start, run_id=run_id))
             note(config, data, run_id, chapters[-1].verdict.outcome)
 
         remember(config, chapters[-1].verdict.outcome)
@@ -53,10 +62,16 @@ def posture_pipeline(config: PipelineConfig) -> Story:
 
 
 def examine(
-    model: StoredModel, data: Data, config: PipelineConfig, champion: Champion | None, *, run_id: str
+    model: StoredModel,
+    data: Data,
+    config: PipelineConfig,
+    champion: Champion | None,
+    start: Mapping[str, Corpus],
+    *,
+    run_id: str,
 ) -> Chapter:
     """Attack a model on test, once; decide; register it, record what was found, and promote it if it passes."""
-    report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id, name=config.name)
+    report = evaluate_robustness(model, data, config.evaluation, split="test", run_id=run_id, start=whole(start))
     found, best = whole(report), whole(champion)
     tags = whole(model_facts(config.name)[1])
     replays = replay_examples(config.name, tags, model, data, found, run_id=run_id)

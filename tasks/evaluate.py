@@ -18,8 +18,9 @@ from tasks.gpu import device_under, gpu_slot
 from tasks.home import folder
 from tasks.metrics import CellStore, Corpus, EvaluationConfig, RobustnessReport, begin_at, choose_rows, evaluate
 from tasks.models import StoredModel, code_of
+from tasks.posture.record import key_of
 from tasks.posture.signing import secret_of
-from tasks.recall import expected_key
+from tasks.recall import expected_facts
 from tasks.redact import veiled
 from tasks.replay import load_corpus
 from tasks.results import WARM, save_evaluation
@@ -38,23 +39,24 @@ def evaluate_robustness(
     *,
     split: str,
     run_id: str,
-    name: str = "",
+    start: Mapping[str, Corpus] | None = None,
     again: bool = False,
 ) -> RobustnessReport:
     """Attack the stored model on a split, and keep the report, each sample's outcome and what fooled it.
 
     Cells that were measured before come from the store, so a killed evaluation goes on where it stood; with `again`
     all are measured anew. Where REDOUBT_WORKERS names workers they measure first, unless the start is warm.
-    name: of the registered model, at whose stored examples a warm start begins.
+    start: the stored examples at which a warm start begins, kept in the model's run so that it can be done again.
     """
     with timed(run_id, f"attack/{model.stage}/{split}"):
         network = network_of(model)
         x, y = load_split(data, split)
         rows = choose_rows(len(y), config.samples, config.seed)
-        corpora = _stored(name, data, config, model) if split == "test" else {}
+        for threat, corpus in (start or {}).items():
+            log_bytes(model.run_id, corpus.to_bytes(), f"{WARM}/{threat}.npz")
         with _anew() if again else nullcontext(cells()) as store:
             work = Work(model=model, data=data, config=config, split=split)
-            new = fill(store, work, network, x[rows], y[rows]) if not corpora else frozenset()
+            new = fill(store, work, network, x[rows], y[rows]) if not start else frozenset()
             with gpu_slot(device_under(network)):
                 report, outcomes = evaluate(
                     network,
@@ -68,13 +70,11 @@ def evaluate_robustness(
                     weights_digest=model.digest,
                     model_code=code_of(network),
                     store=store,
-                    warm=begin_warm(corpora, network, x[rows], y[rows], rows=rows, seed=config.seed),
+                    warm=begin_warm(start, network, x[rows], y[rows], rows=rows, seed=config.seed),
                     progress=True,
                 )
-        report = report.model_copy(update={"recalled": tuple(name for name in report.recalled if name not in new)})
-        if corpora:  # what two versions may have in common: the corpus, not the examples that each begins at
-            told = "".join(corpus.digest for corpus in corpora.values())
-            report = report.model_copy(update={"warm": hashlib.sha256(told.encode()).hexdigest()[:16]})
+        recalled = tuple(name for name in report.recalled if name not in new)
+        report = report.model_copy(update={"recalled": recalled, "warm": _digest(start)})
         save_evaluation(model, data, report, outcomes, rows=rows, x=x[rows], y=y[rows])
         return report
 
@@ -82,11 +82,17 @@ def evaluate_robustness(
 @task(name="champion", cache_policy=NO_CACHE)
 @veiled
 def champion_report(
-    name: str, data: Data, config: EvaluationConfig, *, max_age_days: float, run_id: str
+    name: str,
+    data: Data,
+    config: EvaluationConfig,
+    *,
+    start: Mapping[str, Corpus] | None = None,
+    max_age_days: float,
+    run_id: str,
 ) -> Champion | None:
-    """The champion with its report on these very samples; None without a champion.
+    """The champion with its report on these very samples, from the same start; None without a champion.
 
-    It is measured again where data or suite have changed, and where the report is older than max_age_days, its
+    It is measured again where data, suite or start have changed, and where the report is older than max_age_days, its
     numbers are not sound, or the champion's evidence does not vouch for it. Raises whatever keeps the champion from
     being loaded: a gate that cannot compare must not open.
     """
@@ -96,7 +102,7 @@ def champion_report(
     with timed(run_id, "champion"):
         version = next(version for version in registered(name) if version.number == number)
         asked = asked_when_crowned(version)
-        wanted = expected_key(data, config)
+        wanted = key_of(expected_facts(data, config) | {"warm": _digest(start)})
         for record in version.records():
             if record.key == wanted:
                 report = vouched_report(version, record)
@@ -117,28 +123,36 @@ def champion_report(
                 data_digest=data.digest,
                 weights_digest=stored.digest,
                 model_code=code_of(network),
+                warm=begin_warm(start, network, x[rows], y[rows], rows=rows, seed=config.seed),
             )
+        fresh = fresh.model_copy(update={"warm": _digest(start)})
         return Champion(version=number, evidence=version.tags.get(EVIDENCE, ""), report=fresh, asked=asked)
 
 
-def begin_warm(
-    corpora: Mapping[str, Corpus], network: nn.Module, x: Tensor, y: Tensor, *, rows: Tensor, seed: int
-) -> dict[str, Tensor] | None:
-    """Where a warm start begins under each threat model that has stored examples; None for a cold start."""
-    begin = partial(begin_at, network, y=y, rows=rows, seed=seed)
-    return {threat: begin(corpus, x) for threat, corpus in corpora.items()} or None
+def warm_start(name: str, data: Data, config: EvaluationConfig) -> dict[str, Corpus]:
+    """The stored examples of the registered model that a warm start begins at, by threat model; none for a cold one.
 
-
-def _stored(name: str, data: Data, config: EvaluationConfig, model: StoredModel) -> dict[str, Corpus]:
-    """The examples that a warm start begins at, kept in the model's run so that it can be done again; none if cold."""
-    if not (config.warm and name):
+    To be read once in a run: they grow with each model that is recorded, and what is compared must begin alike.
+    """
+    if not config.warm:
         return {}
     tags = model_facts(name)[1]
     found = {threat.name: load_corpus(name, tags, threat, data) for threat in config.threats}
-    corpora = {threat: corpus for threat, corpus in found.items() if corpus is not None}
-    for threat, corpus in corpora.items():
-        log_bytes(model.run_id, corpus.to_bytes(), f"{WARM}/{threat}.npz")
-    return corpora
+    return {threat: corpus for threat, corpus in found.items() if corpus is not None}
+
+
+def begin_warm(
+    corpora: Mapping[str, Corpus] | None, network: nn.Module, x: Tensor, y: Tensor, *, rows: Tensor, seed: int
+) -> dict[str, Tensor] | None:
+    """Where a warm start begins under each threat model that has stored examples; None for a cold start."""
+    begin = partial(begin_at, network, y=y, rows=rows, seed=seed)
+    return {threat: begin(corpus, x) for threat, corpus in (corpora or {}).items()} or None
+
+
+def _digest(corpora: Mapping[str, Corpus] | None) -> str:
+    """Of a start; empty for a cold one. Of the corpora, not of the examples that each model begins at among them."""
+    told = "".join(corpus.digest for corpus in (corpora or {}).values())
+    return hashlib.sha256(told.encode()).hexdigest()[:16] if told else ""
 
 
 @contextmanager

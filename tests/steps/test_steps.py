@@ -12,7 +12,7 @@ from tasks.attacks import ThreatModel
 from tasks.data import Data, describe, load
 from tasks.decide import decide, warn_of_few_samples
 from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
-from tasks.evaluate import champion_report, evaluate_robustness
+from tasks.evaluate import champion_report, evaluate_robustness, warm_start
 from tasks.fetch import fetch_version
 from tasks.home import folder as home_folder
 from tasks.metrics import EvaluationConfig, RobustnessReport
@@ -20,7 +20,7 @@ from tasks.models import StoredModel, fit
 from tasks.promote import enter, promote, roll_back
 from tasks.record import record
 from tasks.results import load_adversarial
-from tasks.track import CROWNED, aliases, client, load_bytes, open_run, open_stage, registered, tag_version
+from tasks.track import CROWNED, aliases, client, load_bytes, open_run, open_stage, registered, set_alias, tag_version
 from tasks.train import release, train_model
 from tasks.verdicts import Policy, Verdict
 from tasks.verify import verify_model
@@ -196,6 +196,36 @@ def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model
     assert old.stage == "champion-1"  # and not the report that was kept
     assert old.threats[0].standing == report.threats[0].standing
     assert fetch_version(registered("m")[0]).digest == model.digest
+
+
+@pytest.mark.parametrize("suite", ["quick", "warm"])
+def test_all_models_of_a_run_and_the_champion_begin_at_the_same_stored_examples(model, data, run_id, suite):
+    def judged(stored: StoredModel, config: EvaluationConfig, best=None, start=None) -> Verdict:
+        report = evaluate_robustness.fn(stored, data, config, split="test", run_id=run_id, start=start)
+        verdict = decide.fn(stored, report, LENIENT, champion=best)
+        asked = {"evaluation": config.model_dump(mode="json"), "policy": LENIENT.model_dump(mode="json")}
+        number = enter.fn("m", stored, report, verdict)
+        record.fn("m", number, stored, data, report, verdict, asked, champion=best, run_id=run_id)
+        promote.fn("m", number, stored, report, verdict, against=best.version if best else None)
+        return verdict
+
+    warm = EVALUATION.model_copy(update={"suite": suite, "warm": True})
+    assert warm_start("m", data, warm) == {}
+    assert judged(model, EVALUATION).outcome == "pass"
+    assert warm_start("m", data, EVALUATION) == {}
+    start = warm_start("m", data, warm)
+    champion = champion_report.fn("m", data, warm, start=start, max_age_days=30, run_id=run_id)
+    other = train_model.fn(data, QUICK.model_copy(update={"seed": 1}), stage="other", run_id=run_id)
+    for number in (2, 3):  # what the first one leaves in the corpus changes nothing for the second
+        verdict = judged(other, warm, champion, start)
+        against = [check for check in verdict.checks if check.name.startswith("champion, ")]
+        assert len(against) == 1 + len(warm.threats), verdict.reasons
+        (kept,) = registered("m")[number - 1].records()
+        assert kept.warm == champion.report.warm != ""
+    assert warm_start("m", data, warm)["linf_0.1"].digest != start["linf_0.1"].digest
+    judged(model, warm, start=start)
+    set_alias("m", "champion", 4)
+    assert champion_report.fn("m", data, warm, start=start, max_age_days=30, run_id=run_id).report.stage == "baseline"
 
 
 @pytest.mark.parametrize(
