@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @click.option("--csv", "as_csv", is_flag=True, help="Print a row for each version and threat model.")
 def history(name: str, last: int, html: bool, as_json: bool, as_csv: bool) -> None:
     """Show the versions of NAME over time: clean and robust accuracy, verdict, alias, and what changed."""
+    _one_of(html=html, json=as_json, csv=as_csv)
     _settled()
     from tasks.posture.terminal import render_history
     from tasks.recall import known_of
@@ -47,6 +48,7 @@ def compare(name: str, first: str, second: str, html: bool, as_json: bool) -> No
 
     A and B are numbers or aliases. Unequal evaluations are refused, with the reason.
     """
+    _one_of(html=html, json=as_json)
     _settled()
     from tasks.posture.compare import compare as compared
     from tasks.posture.compare import compare_page, pictures
@@ -144,6 +146,11 @@ def findings(
     as_json: bool,
 ) -> None:
     """List the weaknesses of NAME: state, age, first version, catalogue ids, what an attack costs, how to reproduce."""
+    _one_of(accept=accepted, replay=replayed)
+    _one_of(reopen=reopened, replay=replayed)
+    _belong("--accept", accepted, owner=owner, until=until)
+    _belong("--accept or --reopen", accepted or reopened, reason=reason)
+    _belong("--replay", replayed, on=version)
     _settled()
     from datetime import UTC, datetime
 
@@ -172,6 +179,20 @@ def findings(
         click.echo(json.dumps([finding.model_dump(mode="json") for finding in ledger], indent=2))
     else:
         click.echo(render_findings(ledger, now, max_days=patience_of(known), **_screen()), nl=False)
+
+
+def _one_of(**given: object) -> None:
+    """Raise UsageError for more than one option that says what is to be done or written."""
+    named = [f"--{option}" for option, value in given.items() if value]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(named)} do not go together. Ask for one of them.")
+
+
+def _belong(to: str, wanted: object, /, **given: object) -> None:
+    """Raise UsageError for options that mean nothing without the one that they belong to."""
+    alone = [f"--{option}" for option, value in given.items() if value and not wanted]
+    if alone:
+        raise click.UsageError(f"{' and '.join(alone)} without {to}: nothing would be done. Write {to} as well.")
 
 
 def _posture(known: "Known") -> str:
