@@ -26,7 +26,8 @@ GRACE = 30.0  # seconds that a child is given to end by itself
 def serve(*, watch_every: int | None, limit: int, port: int) -> None:
     """Start the server unless PREFECT_API_URL names one, deploy, and work the pool until Ctrl-C or SIGTERM.
 
-    Raises WrongInput for a port that is taken, and StoreUnreachable where a child ends by itself.
+    Raises WrongInput for a port on which a Prefect server answers, and StoreUnreachable where a child ends by itself,
+    as the server does on a port that something else has taken.
     """
     os.environ["REDOUBT_HOME"] = str(home())  # the children start in another folder
     if os.environ.get("REDOUBT_DATA"):

@@ -2,6 +2,7 @@
 
 import logging
 from datetime import UTC, datetime
+from shlex import quote
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -48,7 +49,7 @@ def promote(
     suite = report.threats[0].suite
     if moved and suite.partition("+")[0] in LOOKING:
         told = "version %d of %r becomes champion by a pass under suite %r, which is there to look, not to decide"
-        log.warning(f"{told}; measure it: redoubt reattack %s --suite standard", number, name, suite, name)
+        log.warning(f"{told}; measure it: redoubt reattack %s --suite standard", number, name, suite, quote(name))
 
 
 @task(name="crown", cache_policy=NO_CACHE)
@@ -74,7 +75,8 @@ def move_champion(name: str, number: int, run_id: str, *, against: int | None) -
         return True
     if before != against:
         told = "version %d of %r passed, but against %s, and there is %s by now. Compare them: redoubt reattack %s"
-        log.warning(f"{told} --versions %d --again", number, name, _champion(against), _champion(before), name, number)
+        there = _champion(against), _champion(before)
+        log.warning(f"{told} --versions %d --again", number, name, *there, quote(name), number)
         return False
     tag_version(name, number, {CROWNED: run_id})
     if before is not None:

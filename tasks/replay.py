@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from shlex import quote
 
 import numpy as np
 import torch
@@ -113,7 +114,8 @@ def examples_of(finding: Finding) -> dict[str, np.ndarray]:
     Raises WrongInput where it has none, and EvidenceBroken for what does not lie in the ball.
     """
     if finding.reproducer is None:
-        raise WrongInput(f"{finding.id} holds no examples. Measure its version again: redoubt reattack {finding.name}")
+        write = f"redoubt reattack {quote(finding.name)}"
+        raise WrongInput(f"{finding.id} holds no examples. Measure its version again: {write}")
     arrays = load_arrays(load_bytes(finding.reproducer.uri))
     threat = ThreatModel.model_validate_json(str(arrays.pop("threat")))
     wrong = violation(torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["x_adv"]), threat)

@@ -165,8 +165,8 @@ def check(
 ) -> None:
     """Measure MODEL on as few samples as show on which side of the floor it is.
 
-    MODEL is 'package.module:function', models:/NAME/3 or models:/NAME@champion. With --planted the suite must also
-    find adversarial examples that are known to exist (the binarisation test). Exit codes as for `run`.
+    MODEL is models:/NAME/3, models:/NAME@champion, an ONNX file, or 'package.module:function'. With --planted the suite
+    must also find adversarial examples that are known to exist (the binarisation test). Exit codes as for `run`.
     """
     from flows.check import check as decision
     from flows.config import threat_of

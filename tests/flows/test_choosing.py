@@ -23,6 +23,7 @@ from tasks.posture.findings import advance
 from tasks.posture.lost import lost
 from tasks.promote import crown
 from tasks.recall import expected_facts, known_of
+from tasks.replay import examples_of
 from tasks.track import aliases, client, make_model, names, registered, set_alias, tag_model, tag_version
 from tasks.verdicts import Policy
 from tests.posture.made_up import record, threat
@@ -365,6 +366,12 @@ def observation(version: int, fresh: str, replay: str = "not run") -> Observatio
         "says": "61 of 100 were fooled.",
     }
     return Observation(version=version, fresh=fresh, replay=replay, **facts)
+
+
+def test_a_finding_without_examples_says_what_to_write_for_its_model():
+    finding = advance(None, observation(1, "fail")).model_copy(update={"name": "fraud (v2)"})
+    with pytest.raises(WrongInput, match=r"redoubt reattack 'fraud \(v2\)'$"):
+        examples_of(finding)
 
 
 def test_a_crown_moves_the_alias_keeps_the_one_before_and_closes_what_was_mended(home):

@@ -130,6 +130,16 @@ def test_a_champion_that_was_crowned_meanwhile_stays(model, data, run_id, caplog
     assert "version 4 of 'm' passed, but against no champion" in caplog.text
 
 
+def test_a_command_that_promoting_prints_bears_the_name_as_a_shell_takes_it(model, data, run_id, caplog):
+    report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
+    passed = decide.fn(model, report, LENIENT)
+    for _ in range(2):
+        number = enter.fn("fraud (v2)", model, report, passed)
+        promote.fn("fraud (v2)", number, model, report, passed, against=None)
+    assert "redoubt reattack 'fraud (v2)' --suite standard" in caplog.text
+    assert "redoubt reattack 'fraud (v2)' --versions 2 --again" in caplog.text
+
+
 def test_easier_questions_do_not_move_the_champion(data, run_id):
     """A weak model passes at a tiny radius; the champion had passed at a larger one, and stays."""
     (threat,) = EVALUATION.threats
