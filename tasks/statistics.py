@@ -128,16 +128,14 @@ def holm(p: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def smallest_sample(floor: float, *, confidence: float = 0.95, expected: float | None = None) -> int:
+def smallest_sample(floor: float, *, confidence: float = 0.95) -> int:
     """The smallest n from which on a Wilson interval can decide whether a share reaches the floor.
 
-    Without expected, from this n on a perfect result clears the floor and a result of 0 is below it. With it, from
-    this n on a result of round(expected * n) clears the floor, or is below it where expected is. A floor of 0 is
-    cleared by one sample. Raises WrongInput for a floor of 1 or outside 0..1, for expected == floor, and where ten
-    million samples would not do.
+    From this n on a perfect result clears the floor and a result of 0 is below it. A floor of 0 is cleared by one
+    sample. Raises WrongInput for a floor of 1 or outside 0..1, and where ten million samples would not do.
     """
-    if not (0 <= floor <= 1 and (expected is None or 0 <= expected <= 1)):
-        raise WrongInput(f"floor={floor:g} and expected={expected} must lie in 0..1, as in floor=0.5.")
+    if not 0 <= floor <= 1:
+        raise WrongInput(f"floor={floor:g} must lie in 0..1, as in floor=0.5.")
     if floor == 1:
         raise WrongInput(
             "a floor of 1 can never be cleared: the lower end of an interval stays below 1. Write e.g. floor=0.99."
@@ -145,24 +143,7 @@ def smallest_sample(floor: float, *, confidence: float = 0.95, expected: float |
     if floor == 0:
         return 1
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    if expected is None:
-        return _first(lambda n: _score(n, n, z)[0] >= floor and _score(0, n, z)[1] < floor)
-    if expected == floor:
-        raise WrongInput(f"expected and floor are both {floor:g}: no sample decides between them. Move one of them.")
-    share, above = expected, expected > floor
-
-    def decided(count: float, n: int) -> bool:
-        lo, hi = _score(count, n, z)
-        return lo >= floor if above else hi < floor
-
-    def surely(n: int) -> bool:
-        count = share * n + (-0.5 if above else 0.5)  # the most that rounding can cost
-        return 0 <= count <= n and decided(count, n)
-
-    n = _first(surely)
-    while n > 1 and decided(round(share * (n - 1)), n - 1):
-        n -= 1
-    return n
+    return _first(lambda n: _score(n, n, z)[0] >= floor and _score(0, n, z)[1] < floor)
 
 
 def smallest_paired(tolerance: float, *, confidence: float = 0.95) -> int:
