@@ -7,6 +7,7 @@ from shlex import quote
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.errors import WrongInput
 from tasks.ledger import LOOKING, write_findings
 from tasks.metrics import RobustnessReport
 from tasks.models import StoredModel
@@ -89,14 +90,15 @@ def _champion(number: int | None) -> str:
     return "no champion" if number is None else f"champion {number}"
 
 
-@task(name="roll-back", cache_policy=NO_CACHE)
-@veiled
 def roll_back(name: str) -> int:
-    """The version that is champion again: the one that `previous` names. Raises ValueError if there is none."""
+    """The version that is champion again: the one that `previous` names. Raises WrongInput if there is none."""
+    known_of(name)
     with reserved(name):
         now = aliases(name)
-        if "previous" not in now:
-            raise ValueError(f"model {name!r} has no previous champion to go back to.")
+        if "previous" not in now or "champion" not in now:
+            raise WrongInput(
+                f"model {name!r} has no previous champion to go back to. See: redoubt history {quote(name)}"
+            )
         set_alias(name, "champion", now["previous"])
         set_alias(name, "previous", now["champion"])
         return now["previous"]

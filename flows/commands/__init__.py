@@ -8,13 +8,13 @@ from flows.commands.evidence import reproduce, transfer, verify
 from flows.commands.keeping import deliver
 from flows.commands.posture import compare, explain, findings, history, report
 from flows.commands.running import config, recipes, run, suites, ui
-from flows.commands.serving import adopt, deploy, harden, serve, watch
+from flows.commands.serving import adopt, deploy, harden, rollback, serve, watch
 from flows.commands.working import worker
 
 COMMANDS: tuple[click.Command, ...] = (
     *(run, evaluate, reattack, check),
     *(history, compare, report, findings, explain, transfer),
     *(verify, reproduce, deliver),
-    *(adopt, watch, harden, deploy, serve, worker, doctor),
+    *(adopt, watch, harden, rollback, deploy, serve, worker, doctor),
     *(recipes, suites, config, selftest, ui),
 )

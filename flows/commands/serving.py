@@ -89,6 +89,18 @@ def harden(name: str, number: int | None, cooldown: float, as_json: bool) -> Non
 
 
 @click.command()
+@click.argument("name")
+def rollback(name: str) -> None:
+    """Make the version of the model NAME champion again that was so before; a second time undoes it."""
+    from flows.settle import settle
+
+    settle()
+    from tasks.promote import roll_back
+
+    click.echo(f"{name} version {roll_back(name)} is champion again.")
+
+
+@click.command()
 @click.option("--pool", default="redoubt", show_default=True, help="The work pool, which is made if it is absent.")
 def deploy(pool: str) -> None:
     """Register every schedule and trigger on the Prefect server that PREFECT_API_URL names.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flows.__main__ import main
 from flows.recipes import two_kinds
 from tasks.attacks import ThreatModel
 from tasks.data import Data, describe, load
@@ -111,8 +112,8 @@ def test_only_a_pass_moves_the_champion_and_previous_remembers(model, data, run_
     assert aliases("m") == {"challenger": 3, "champion": 2}
     assert entered(model, report, passed) == 4
     assert aliases("m") == {"challenger": 3, "champion": 4, "previous": 2}
-    assert roll_back.fn("m") == 2
-    assert aliases("m")["champion"] == 2
+    assert roll_back("m") == 2
+    assert aliases("m") == {"challenger": 3, "champion": 2, "previous": 4}
     tags = client().get_model_version("m", "4").tags
     assert tags["redoubt.verdict"] == "pass"
     assert tags["redoubt.data_digest"] == data.digest
@@ -184,9 +185,25 @@ def test_easier_questions_do_not_move_the_champion(data, run_id):
     assert verify_model("m", 6)[0].mismatches == ()
 
 
-def test_rolling_back_without_a_previous_champion_is_refused(home):
-    with pytest.raises(ValueError, match="no previous champion"):
-        roll_back.fn("nobody")
+def test_rolling_back_without_a_previous_champion_is_refused(model, data, run_id, monkeypatch, capsys):
+    def rolled(name):
+        monkeypatch.setattr("sys.argv", ["redoubt", "rollback", name])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, "".join(capsys.readouterr())
+
+    code, said = rolled("nobody")
+    assert code == 3
+    assert "no model is registered as 'nobody'" in said
+    report = evaluate_robustness.fn(model, data, EVALUATION, split="test", run_id=run_id)
+    passed = decide.fn(model, report, LENIENT)
+    assert entered(model, report, passed) == 1
+    code, said = rolled("m")
+    assert code == 3
+    assert "has no previous champion to go back to. See: redoubt history m" in said
+    assert entered(model, report, passed) == 2
+    assert rolled("m") == (0, "m version 1 is champion again.\n")
+    assert aliases("m") == {"champion": 1, "previous": 2}
 
 
 def test_a_champion_s_report_is_reused_or_measured_again_under_a_new_suite(model, data, run_id):
