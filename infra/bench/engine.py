@@ -83,9 +83,9 @@ def ours(
     return Spent((~found.fooled).tolist(), found.forward_samples, found.backward_samples, took), found
 
 
-def compare(case: Case, suite: str, seeds: Iterable[int], kept: bool) -> None:
+def compare(case: Case, suite: str, seeds: Iterable[int], kept: bool, first: int = 0) -> None:
     """Print the case's row."""
-    model, (x, y) = ground.model(case.model), ground.images(case.model, case.n)
+    model, (x, y) = ground.model(case.model), ground.images(case.model, case.n, first=first)
     theirs = reference(model, x, y, threat=case.threat, seed=0, kept=kept)
     runs = [ours(model, x, y, case.threat, suite=suite, seed=seed) for seed in seeds]
     robust = ", ".join(f"{spent.robust:.3f}" for spent, _ in runs)
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kept", action="store_true", help="take the reference's results from an earlier run")
     parser.add_argument("--only", default="", help="cases whose model, role, kind or threat holds this text")
+    parser.add_argument("--first", type=int, default=0, help="of the test samples, the one to begin with")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(
@@ -118,7 +119,7 @@ def main() -> None:
     )
     for case in CASES:
         if options.only in str(case):
-            compare(case, options.suite, range(options.seeds), options.kept)
+            compare(case, options.suite, range(options.seeds), options.kept, options.first)
 
 
 if __name__ == "__main__":

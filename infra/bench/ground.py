@@ -252,10 +252,10 @@ def model(name: str) -> nn.Module:
     return spec.wrap(net).eval()
 
 
-def images(name: str, n: int) -> Pair:
-    """The first n test samples of the data that the model was made for."""
+def images(name: str, n: int, *, first: int = 0) -> Pair:
+    """So many test samples of the data that the model was made for, from the first one on."""
     x, y = dataset(MODELS[name].data)("test")
-    return x[:n], y[:n]
+    return x[first : first + n], y[first : first + n]
 
 
 def main() -> None:
