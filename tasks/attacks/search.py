@@ -12,7 +12,7 @@ from tasks.attacks.threat import ThreatModel
 ANY = -1  # a target: whichever other class is nearest
 OPEN = -1  # an answer that has not been given
 CLOSE_CALL = 1e-6  # of the logits that are compared: a success by less may not survive another batch's rounding
-WINDING = 0.7  # of a descent's gain: what the first step brings at least, where slopes hold as far as the radius
+WINDING = 0.82  # of a descent's gain: what the first step brings at least, where slopes hold as far as the radius
 STEADY = 0.88  # the same, where they hold so well that what is left is to find the way between creases
 DOUBT = 1 / 64  # of the logits that are compared: a margin below this is too small to be left to bfloat16
 

@@ -14,8 +14,9 @@ from tasks.metrics.views import Views
 LATE = 0.02  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
 BOTH = 400.0  # effort, at least, where turns follow two views
-# Where slopes wind: effort, of which AutoAttack takes some 10,000, and passes a sample, at least, where few stand.
-LEAST, MOST, FEW = 300.0, 600.0, 50.0
+# Where slopes wind, a little or much: effort, at least and at most, of which AutoAttack takes some 10,000; what a first
+# step brings of a descent where they wind much; and passes a sample, at least, where few stand.
+LITTLE, MUCH, TWISTED, FEW = (200.0, 400.0), (300.0, 600.0), 0.7, 50.0
 # Where slopes are lent: effort without any, and passes a sample, at most; and of all passes, what attacks without get.
 PATIENT, SPENT, OWED = 2000.0, 100.0, 0.67
 DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so much, and `passes` such a share
@@ -97,9 +98,10 @@ class Drawing:
         """Whether it was tried for long enough since the last success; passes: of a sample, so far."""
         effort, last_flip, again = self.effort, self.last_flip, self._end().again
         if self.wound:
-            return effort >= min(max(2 * last_flip, LEAST), MOST) and passes >= FEW
-        least = BOTH if self.views.both else 0.0
-        return again is not None and effort >= least and effort - last_flip >= again * last_flip
+            least, most = MUCH if (self.search.straight or 0.0) < TWISTED else LITTLE
+            return effort >= min(max(2 * last_flip, least), most) and passes >= FEW
+        enough = BOTH if self.views.both else 0.0
+        return again is not None and effort >= enough and effort - last_flip >= again * last_flip
 
     def _able(self, open_: list[Player], due: list[Player]) -> list[Player]:
         """Whose turn it may be.

@@ -149,8 +149,19 @@ def test_a_suite_without_such_rows_and_a_model_whose_slopes_are_lent_are_searche
     assert parted([*rest, winding]) == (rest[:3], rest[3:])
 
 
-@pytest.mark.parametrize(("until", "ends"), [(0, 300), (200, 400), (450, 600), (1000, 600)])
-def test_where_slopes_wind_the_drawing_goes_on_for_as_long_again_between_its_limits(until, ends, monkeypatch):
+@pytest.mark.parametrize(
+    ("straight", "until", "ends"),
+    [
+        (0.5, 0, 300),
+        (0.5, 200, 400),
+        (0.5, 450, 600),
+        (0.5, 1000, 600),
+        (0.8, 0, 200),
+        (0.8, 150, 300),
+        (0.8, 1000, 400),
+    ],
+)
+def test_where_slopes_wind_the_drawing_goes_on_for_as_long_again_between_its_limits(straight, until, ends, monkeypatch):
     """Effort is passes per sample that stands: a twentieth of the samples in a turn, 50 passes each, is 2.5."""
     spent = 0.0
 
@@ -163,7 +174,7 @@ def test_where_slopes_wind_the_drawing_goes_on_for_as_long_again_between_its_lim
 
     monkeypatch.setitem(ARMS, "restarts", arm)
     meter, rng = Meter(Bent(TURNS)), torch.Generator().manual_seed(0)
-    search = Search(meter, *amid(2000), threat=ThreatModel(eps=EPS), rng=rng, straight=0.5)
+    search = Search(meter, *amid(2000), threat=ThreatModel(eps=EPS), rng=rng, straight=straight)
     row = ROWS[-1].model_copy(update={"share": 0.05, "growth": 1.0})
     engine = Engine(search, Suite(name="w", attacks=(row,), again=0.1), meter, seed=0, cell=0, begun=0)
     engine.run()

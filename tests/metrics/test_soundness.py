@@ -180,7 +180,7 @@ def test_what_no_stand_in_opens_stays_void(planted, images):
     assert "no gradients" in [sign.name for sign in soundness.alarms]
     last = soundness.steps[-1]
     assert last.name == "without gradients"
-    assert last.passes > 250 * last.tried  # of 2,000, and not of the 200 that a suite so short would allow
+    assert last.passes > 180 * last.tried  # many fall soon: of 2,000, not of the 200 that a suite so short allows
 
 
 class Moody(nn.Module):
@@ -241,7 +241,7 @@ def test_a_search_that_its_cap_cut_short_shows_late_flips(planted, images):
 
 @pytest.mark.parametrize(
     ("straight", "capped", "state"),
-    [(0.6, True, "alarm"), (0.6, False, "ok"), (0.8, True, "ok"), (None, True, "not applicable")],
+    [(0.8, True, "alarm"), (0.8, False, "ok"), (0.9, True, "ok"), (None, True, "not applicable")],
 )
 def test_a_limit_that_ends_a_search_along_winding_slopes_is_an_alarm(planted, images, straight, capped, state):
     x, y = images
@@ -250,7 +250,7 @@ def test_a_limit_that_ends_a_search_along_winding_slopes_is_an_alarm(planted, im
     _, _, soundness = examine(model, x, y, outcomes=replace(outcomes, straight=straight, capped=capped))
     sign = next(sign for sign in soundness.signs if sign.name == "cut short")
     assert sign.first == state
-    assert (sign.figure, sign.threshold) == ((None, None) if straight is None else (1 - straight, pytest.approx(0.3)))
+    assert (sign.figure, sign.threshold) == ((None, None) if straight is None else (1 - straight, pytest.approx(0.18)))
     assert ("no cap" in sign.says) == (straight is not None and not capped)
 
 
