@@ -45,6 +45,7 @@ CASES = (
     Case("mnist-cnn-plain", LINF(eps=0.1), "conv", "tune"),
     Case("mnist-cnn-adv", LINF(eps=0.2), "conv", "tune"),
     Case("mnist-cnn-adv-l2", LINF(eps=0.1), "another", "report"),
+    Case("mnist-pool-adv-l2", LINF(eps=0.2), "another", "tune", 200),
     Case("mnist-resnet-2step", LINF(eps=0.2), "masked", "tune", 200),
     Case("mnist-pool-1step", LINF(eps=0.25), "masked", "tune", 200),
     Case("mnist-gelu-1step", LINF(eps=0.25), "masked", "report", 200),
