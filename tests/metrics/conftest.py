@@ -1,4 +1,4 @@
-"""Nets that several files measure, trained once, and the reference that they are held against."""
+"""Nets that several files measure, trained once, the reference that they are held against, and a store of cells."""
 
 import sys
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tasks.defences import adversarial, plain
-from tasks.metrics import Outcomes, measure
+from tasks.metrics import CellStore, Outcomes, measure
 from tasks.models.networks import digits_cnn, mlp
 from tests.metrics.nets import LINF, Winners, shown, trained
 
@@ -54,3 +54,8 @@ def winners() -> nn.Module:
         torch.manual_seed(0)
         hidden = [nn.Linear(64, 256), Winners(), nn.Linear(256, 256), Winners()]
         return trained(nn.Sequential(nn.Flatten(), *hidden, nn.Linear(256, 10)), plain, eps=0.1, epochs=15)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CellStore:
+    return CellStore(tmp_path / "cells")
