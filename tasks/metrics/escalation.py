@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,10 +104,19 @@ def _same_samples(x: Tensor, y: Tensor, outcomes: Outcomes) -> None:
         )
 
 
+class _Answer(NamedTuple):
+    """What came of an escalation."""
+
+    again: dict[str, Sign]  # those that had fired, asked once more, by name
+    outcomes: Outcomes  # with what it fooled
+    steps: tuple[Step, ...]
+    view: nn.Module  # of the model, whose slopes its adaptive attacker followed
+
+
 def _answered(
     model: nn.Module, meter: Meter, x: Tensor, y: Tensor, outcomes: Outcomes, curve: Curve, first: Sequence[Sign]
-) -> tuple[dict[str, Sign], Outcomes, tuple[Step, ...], nn.Module]:
-    """The signs that had fired, asked again after the escalation; the outcomes after it; its steps; its view."""
+) -> _Answer:
+    """The answer to the alarms among the first signs."""
     fired = {sign.name: sign for sign in first if sign.state == "alarm"}
     steps: list[Step] = []
     if "answers depend on the seed" in fired:
@@ -136,7 +145,7 @@ def _answered(
         again["answers depend on the seed"] = fired["answers depend on the seed"].model_copy(
             update={"state": "ok", "says": says}
         )
-    return again, _with_probes(probe), tuple(steps), view
+    return _Answer(again, _with_probes(probe), tuple(steps), view)
 
 
 def _under_fresh_seeds(model: nn.Module, x: Tensor, y: Tensor, before: Outcomes) -> tuple[Outcomes, Step]:
