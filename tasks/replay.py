@@ -17,9 +17,9 @@ from tasks.errors import EvidenceBroken, WrongInput
 from tasks.fetch import fetch_version, network_of
 from tasks.ledger import finding_of
 from tasks.metrics import RobustnessReport, choose_rows
+from tasks.metrics.answers import answers
 from tasks.metrics.budget import violation
 from tasks.metrics.corpus import Corpus, replay
-from tasks.metrics.pairs import answers
 from tasks.metrics.replayed import ReplayReport
 from tasks.metrics.report import packed
 from tasks.metrics.transfer import Transfer, transfer
@@ -126,7 +126,7 @@ def examples_of(finding: Finding) -> dict[str, np.ndarray]:
 
 def still_works(network: nn.Module, arrays: Mapping[str, np.ndarray], pair: str = "") -> np.ndarray:
     """Bool [F]: which examples fool the model; of a critical pair, which it takes for the pair's target."""
-    _, answer = answers(network, torch.from_numpy(arrays["x_adv"]), 0)
+    _, answer, _ = answers(network, [torch.from_numpy(arrays["x_adv"])], seed=0)
     works = answer == int(pair.rpartition(" ")[2]) if pair else answer != torch.from_numpy(arrays["y"])
     return np.asarray(works.numpy())
 

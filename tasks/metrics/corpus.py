@@ -22,7 +22,7 @@ from tasks.attacks import ThreatModel
 from tasks.attacks.geometry import SLACK
 from tasks.errors import EvidenceBroken, WrongInput
 from tasks.files import read_arrays
-from tasks.metrics.transfer import answers, placed
+from tasks.metrics.transfer import correct, placed
 from tasks.statistics import Share
 
 TENSORS = {"rows": torch.int64, "x_adv": torch.float32, "y": torch.int64, "version": torch.int64}
@@ -143,7 +143,7 @@ def replay(
     """
     mine, sample = _own(corpus, x, y, rows)
     y = y.cpu().long()
-    right, _, passes = answers(model, [x, corpus.x_adv[mine]], torch.cat([y, y[sample]]), seed=seed)
+    right, _, passes = correct(model, [x, corpus.x_adv[mine]], torch.cat([y, y[sample]]), seed=seed)
     clean, held = right[: len(x)], right[len(x) :]
     fooled, tried = ~clean, torch.zeros_like(clean)
     tried[sample] = True
@@ -168,7 +168,7 @@ def begin_at(model: nn.Module, corpus: Corpus, x: Tensor, *, y: Tensor, rows: Te
     if not len(mine):
         return begin
     stored = corpus.x_adv[mine]
-    _, margin, _ = answers(model, [stored], y.cpu().long()[sample], seed=seed)
+    _, margin, _ = correct(model, [stored], y.cpu().long()[sample], seed=seed)
     least = torch.full((len(x),), float("inf"), dtype=torch.float32).scatter_reduce(0, sample, margin, "amin")
     place = torch.where(margin == least[sample], torch.arange(len(mine)), len(mine))
     first = torch.full((len(x),), len(mine)).scatter_reduce(0, sample, place, "amin")

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.errors import WrongInput
-from tasks.metrics.cell import judged
-from tasks.metrics.draws import seed_all
+from tasks.metrics.answers import answers
 from tasks.metrics.escalation import examine
-from tasks.metrics.isolation import answering, answers_at_random, home, untouched
-from tasks.metrics.outcomes import DRAWS, Outcomes, Precision, measure
+from tasks.metrics.outcomes import Outcomes, Precision, measure
 from tasks.metrics.seeds import merged
 from tasks.statistics import Share
 
@@ -96,7 +94,7 @@ def attack_pairs(
     if not pairs:
         return []
     check_pairs(model, x, pairs)
-    answer = answers(model, x, seeds[0])[1]
+    _, answer, _ = answers(model, [x], seed=seeds[0])
     found = []
     for source, target in pairs:
         rows = ((y.cpu() == source) & ((answer == source) | (answer == target))).nonzero().flatten()
@@ -128,7 +126,7 @@ def check_pairs(model: nn.Module, x: Tensor, pairs: Sequence[tuple[int, int]]) -
     """Raise WrongInput for a class that the model has no logit for."""
     if not pairs:
         return
-    logits, _ = answers(model, x[:2], 0)
+    logits, _, _ = answers(model, [x[:2]], seed=0)
     if logits.ndim != 2:
         return  # measure() says what is wrong with it
     check_classes(pairs, logits.shape[1])
@@ -158,14 +156,3 @@ def _report(source: int, target: int, rows: Tensor, found: Outcomes | None, conf
         passes=found.passes,
         problems=found.problems,
     )
-
-
-def answers(model: nn.Module, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Logits [N, C] and classes [N], by majority of a model that answers at random; the model is left as it was."""
-    x = x.detach().to(*home(model, x))
-    with untouched(model) as meter:
-        seed_all(seed)
-        with answering(x):
-            meter.draws = DRAWS if answers_at_random(meter, x) else 1
-            logits, answer = judged(meter, x)
-    return logits.cpu(), answer.cpu()

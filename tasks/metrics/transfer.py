@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from tasks.attacks import ThreatModel
 from tasks.attacks.search import margins
 from tasks.errors import EvidenceBroken, ModelRejected, WrongInput
+from tasks.metrics.answers import answers
 from tasks.metrics.budget import violation
-from tasks.metrics.cell import BLOCK, judged
-from tasks.metrics.draws import seed_all
-from tasks.metrics.isolation import answering, answers_at_random, home, untouched
-from tasks.metrics.outcomes import DRAWS
+from tasks.metrics.cell import BLOCK
+from tasks.metrics.isolation import home
 from tasks.statistics import Share
 
 Counts = tuple[tuple[int, ...], ...]
@@ -85,7 +84,7 @@ def transfer(
     fooled, total = ({(i, j): 0 for i in versions for j in versions} for _ in range(2))
     passes = 0
     for j, model in models.items():
-        right, _, asked = answers(model, [x, *stored.values()], labels, seed=seed)
+        right, _, asked = correct(model, [x, *stored.values()], labels, seed=seed)
         passes += asked
         clean, held = right[:n], right[n:].split([len(part) for part in stored.values()])
         for (i, (_, sample)), withstood in zip(mine.items(), held, strict=True):
@@ -124,7 +123,7 @@ def placed(
     return mine, sample
 
 
-def answers(model: nn.Module, points: Sequence[Tensor], y: Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor, int]:
+def correct(model: nn.Module, points: Sequence[Tensor], y: Tensor, *, seed: int) -> tuple[Tensor, Tensor, int]:
     """Whether the model is right, bool [P], its margin, float [P], and the passes that it took to know.
 
     points hold P samples in all, one after another, of the classes y [P]. A model that answers at random is judged by
@@ -133,12 +132,7 @@ def answers(model: nn.Module, points: Sequence[Tensor], y: Tensor, *, seed: int 
     """
     where = home(model, points[0])
     whole = torch.cat([part.detach().to(*where) for part in points])
-    with untouched(model) as meter:
-        seed_all(seed)
-        with answering(whole):
-            meter.draws = DRAWS if answers_at_random(meter, whole) else 1
-            parts = [judged(meter, part) for part in whole.split(BLOCK)]
-            logits, classes = (torch.cat([part[i] for part in parts]).cpu() for i in (0, 1))
+    logits, classes, passes = answers(model, whole.split(BLOCK), seed=seed)
     if logits.ndim != 2 or logits.shape[1] < 2 or int(y.max()) >= logits.shape[1]:
         raise ModelRejected(
             f"the model returned {list(logits.shape)} for {len(y)} samples with labels up to {int(y.max())}. It must "
@@ -146,7 +140,7 @@ def answers(model: nn.Module, points: Sequence[Tensor], y: Tensor, *, seed: int 
         )
     finite = logits.isfinite().all(1)
     margin = margins(logits.float(), y).where(finite, torch.inf)
-    return finite & (classes == y), margin, meter.forward_samples
+    return finite & (classes == y), margin, passes
 
 
 def _check(rows: Tensor, x_adv: Tensor, x: Tensor, y: Tensor, at: Tensor, threat: ThreatModel) -> None:
