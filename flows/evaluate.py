@@ -3,11 +3,12 @@
 from prefect import flow
 
 from flows.beforehand import check_parts
+from flows.champion import champion_of
 from flows.config import EvaluateConfig
 from flows.whole import whole
 from tasks.data import Data
 from tasks.decide import decide
-from tasks.evaluate import champion_report, evaluate_robustness, warm_start
+from tasks.evaluate import evaluate_robustness, warm_start
 from tasks.evidence import Chapter, Story
 from tasks.fetch import fetch_model
 from tasks.models import StoredModel
@@ -52,14 +53,7 @@ def doubt(
     replays = replay_examples(config.name, tags, model, data, found, run_id=run_id)
     champion = None
     if version is not None and version > held.get("champion", version):
-        champion = champion_report(
-            config.name,
-            data,
-            config.evaluation,
-            start=whole(start),
-            max_age_days=config.policy.max_age_days,
-            run_id=run_id,
-        )
+        champion = champion_of(config, data, start, run_id=run_id)
     best = whole(champion)
     verdict = decide(
         model,

@@ -8,13 +8,14 @@ from prefect import flow
 from pydantic import BaseModel, Field
 
 from flows.beforehand import check_fit, check_parts
+from flows.champion import champion_of
 from flows.config import Plan
 from flows.pipeline import examine, harden
 from flows.plans import digest_of, note, plan_of
 from flows.whole import whole
 from tasks.candidates import stages_of
 from tasks.data import describe, load
-from tasks.evaluate import champion_report, warm_start
+from tasks.evaluate import warm_start
 from tasks.evidence import Story
 from tasks.plan import last_hardening, why_wait
 from tasks.publish import publish
@@ -96,14 +97,7 @@ def _hardened(plan: Plan, failed: int | None, reason: str) -> Story:
         check_fit(plan, data)
         note(plan, data, run_id, "started")
         start = warm_start(plan.name, data, plan.evaluation)
-        champion = champion_report(
-            plan.name,
-            data,
-            plan.evaluation,
-            start=whole(start),
-            max_age_days=plan.policy.max_age_days,
-            run_id=run_id,
-        )
+        champion = champion_of(plan, data, start, run_id=run_id)
         model, rounds = harden(data, plan, run_id=run_id)
         chapter = examine(model, data, plan, champion, start, run_id=run_id)
         note(plan, data, run_id, chapter.verdict.outcome)

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from prefect import flow
 
 from flows.beforehand import check_fit, check_parts
+from flows.champion import champion_of
 from flows.config import PipelineConfig
 from flows.plans import note, remember
 from flows.whole import whole
 from tasks.candidates import candidates, stages_of
 from tasks.data import Data
 from tasks.decide import decide, warn_of_few_samples
-from tasks.evaluate import champion_report, evaluate_robustness, warm_start
+from tasks.evaluate import evaluate_robustness, warm_start
 from tasks.evidence import Chapter, Story
 from tasks.metrics import Corpus
 from tasks.models import StoredModel
@@ -37,14 +38,7 @@ def posture_pipeline(config: PipelineConfig) -> Story:
         data = validate_data(config.dataset, config.contract, run_id=run_id)
         check_fit(config, data)
         start = warm_start(config.name, data, config.evaluation)
-        champion = champion_report(
-            config.name,
-            data,
-            config.evaluation,
-            start=whole(start),
-            max_age_days=config.policy.max_age_days,
-            run_id=run_id,
-        )
+        champion = champion_of(config, data, start, run_id=run_id)
         warn_of_few_samples(data, config.evaluation, config.policy, champion=champion is not None)
 
         baseline = train_model(data, config.training, stage="baseline", run_id=run_id)
