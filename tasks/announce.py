@@ -46,7 +46,6 @@ def announce_daily(
     subject: str = "",
     *,
     version: int | None = None,
-    run_id: str = "",
     reasons: Sequence[str] = (),
     more: dict[str, object] | None = None,
 ) -> bool:
@@ -54,7 +53,7 @@ def announce_daily(
     key, today = f"{TOLD}{event}{f'.{subject}' if subject else ''}", datetime.now(UTC).date().isoformat()
     if model_facts(name)[1].get(key) == today:
         return False
-    announce(event, name, version=version, run_id=run_id, reasons=reasons, more=more)
+    announce(event, name, version=version, reasons=reasons, more=more)
     tag_model(name, {key: today})
     return True
 

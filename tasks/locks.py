@@ -17,23 +17,23 @@ PAUSE = 0.05  # seconds between two tries
 
 
 @contextmanager
-def locked(what: str, *, seconds: float = LONGEST) -> Iterator[None]:
-    """Hold the lock of that name in folder("locks"), waiting for it. Raises StoreUnreachable after so many seconds."""
+def locked(what: str) -> Iterator[None]:
+    """Hold the lock of that name in folder("locks"), waiting for it. Raises StoreUnreachable where that takes long."""
     words = re.sub(r"[^A-Za-z0-9._-]+", "-", what).strip("-.")[:60]
-    with file_lock(folder("locks") / f"{words}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.lock", seconds):
+    with file_lock(folder("locks") / f"{words}-{hashlib.sha256(what.encode()).hexdigest()[:12]}.lock"):
         yield
 
 
 @contextmanager
-def file_lock(path: Path, seconds: float = LONGEST) -> Iterator[None]:
-    """Hold the lock of that file, waiting for it. Raises StoreUnreachable after so many seconds."""
-    deadline = time.monotonic() + seconds
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of that file, waiting for it. Raises StoreUnreachable where that takes long."""
+    deadline = time.monotonic() + LONGEST
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         while not _taken(handle):
             if time.monotonic() > deadline:
                 raise StoreUnreachable(
-                    f"another process has held {path} for {seconds:g} seconds. See what it does; when it ends, the "
+                    f"another process has held {path} for {LONGEST:g} seconds. See what it does; when it ends, the "
                     "same command goes on."
                 )
             time.sleep(PAUSE)

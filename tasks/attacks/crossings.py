@@ -11,9 +11,11 @@ from tasks.attacks.thresholds import Thresholds, rounds
 
 ASKED = 8  # samples that tell whether the input is rounded at all
 FARTHEST = 8.0  # times the threat's radius: no further is a smallest perturbation looked for
+NARROWED = 16  # times is the budget halved that a smallest perturbation takes
+HALVINGS = 8  # of an interval in which a threshold lies
 
 
-def crossings(search: Search, rows: Tensor, *, steps: int = 4, halvings: int = 8, tries: int = 2) -> None:
+def crossings(search: Search, rows: Tensor, *, steps: int = 4, halvings: int = HALVINGS, tries: int = 2) -> None:
     """Where the model rounds its input: cross the thresholds that pay the most for the length they take.
 
     What is rounded shows no slope, and BPDA's stand-in spends most of an L2 or L1 budget on changes that cross
@@ -28,21 +30,19 @@ def crossings(search: Search, rows: Tensor, *, steps: int = 4, halvings: int = 8
         _cross(search, part[~search.fooled[part]], steps=steps, halvings=halvings)
 
 
-def smallest_crossings(
-    model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel, steps: int = 16, halvings: int = 8
-) -> tuple[Tensor, Tensor]:
+def smallest_crossings(model: nn.Module, x: Tensor, y: Tensor, *, threat: ThreatModel) -> tuple[Tensor, Tensor]:
     """(distance [B], x_adv [B, ...]): the smallest perturbation found that fools, up to eight times the radius.
 
-    By halving the budget, `steps` times, of x [B, ...], y [B]. Distance is infinite, and x_adv is x, where nothing
-    fooled and where the input is not rounded.
+    By halving the budget of x [B, ...], y [B]. Distance is infinite, and x_adv is x, where nothing fooled and where the
+    input is not rounded.
     """
     best, nearest = torch.full((len(x),), float("inf"), dtype=x.dtype, device=x.device), x.clone()
     if not rounds(model, x[:ASKED], threat):
         return best, nearest
     _, grad = slope_behind(model, x, y)
     low, high = torch.zeros_like(best), torch.full_like(best, FARTHEST * threat.eps)
-    thresholds = Thresholds.ahead(model, x, grad, threat, most=FARTHEST * threat.eps, halvings=halvings)
-    for _ in range(steps):
+    thresholds = Thresholds.ahead(model, x, grad, threat, most=FARTHEST * threat.eps, halvings=HALVINGS)
+    for _ in range(NARROWED):
         middle = (low + high) / 2
         x_adv = moved(x, thresholds.crossed(grad, threat, middle), threat)
         logits, grad = slope_behind(model, x_adv, y)

@@ -9,6 +9,9 @@ from tasks.attacks.geometry import distance, inside, limits, moved, per_sample
 from tasks.attacks.search import margins, slope
 from tasks.attacks.threat import ThreatModel
 
+SMOOTH = 1e-3  # of a squared change: there it counts as half a feature (sigma)
+THRESHOLD = 0.3  # to begin with, of the changes that are set to zero (tau)
+
 
 def sigma_zero(
     model: nn.Module,
@@ -32,10 +35,7 @@ def sparsest(
     y: Tensor,
     *,
     threat: ThreatModel,
-    steps: int = 100,
-    sigma: float = 1e-3,
-    threshold: float = 0.3,
-    lr: float = 1.0,
+    steps: int,
 ) -> tuple[Tensor, Tensor]:
     """(distance [B], x_adv [B, ...]): the fewest changes found that fool; infinite, and the last point, where none did.
 
@@ -43,15 +43,15 @@ def sparsest(
     changes below a threshold that adapts to zero.
     """
     low, high = limits(x, threat.model_copy(update={"norm": "unbounded"}))
-    delta, cut = torch.zeros_like(x), torch.full((len(x),), threshold, dtype=x.dtype, device=x.device)
+    delta, cut = torch.zeros_like(x), torch.full((len(x),), THRESHOLD, dtype=x.dtype, device=x.device)
     best, fewest = x.clone(), torch.full_like(cut, float("inf"))
     features = x[0].numel()
     for i in range(steps):
-        rate = lr * (1 + math.cos(math.pi * i / steps)) / 2
+        rate = (1 + math.cos(math.pi * i / steps)) / 2
         leaf = delta.detach().requires_grad_()
         x_adv = moved(x, leaf, threat)
         margin = margins(model(x_adv).float(), y)
-        smooth = (leaf.square() / (leaf.square() + sigma)).flatten(1).sum(1) / features
+        smooth = (leaf.square() / (leaf.square() + SMOOTH)).flatten(1).sum(1) / features
         grad = slope((margin.clamp_min(0) + smooth).sum(), leaf)
         wrong = margin.detach() < 0
         count = distance(x, x_adv.detach(), threat)
