@@ -81,27 +81,25 @@ def project(delta: Tensor, threat: ThreatModel, within: Limits, eps: Radius | No
     In L-inf and L0 the radius cannot be set apart: there it is part of the limits, or a number of features.
     """
     eps = threat.eps if eps is None else eps
-    low, high = within
     if threat.norm in ("linf", "unbounded"):
-        return delta.clamp(low, high)
+        return delta.clamp(*within)
     if threat.scale:
-        scale, plain = scale_of(threat, delta), threat.model_copy(update={"scale": None})
-        return scale * project(delta / scale, plain, (low / scale, high / scale), eps)
+        scale, plain, box = _unscaled(threat, within)
+        return scale * project(delta / scale, plain, box, eps)
     if threat.norm == "l2":
         return _fill(delta, within, eps, largest=1.0)
     if threat.norm == "l1":
         return _shrink(delta, within, eps)
-    clipped = delta.clamp(low, high)
+    clipped = delta.clamp(*within)
     return clipped * _strongest(clipped * (2 * delta - clipped), threat)
 
 
 def farthest(slope: Tensor, threat: ThreatModel, within: Limits, eps: Radius | None = None) -> Tensor:
     """The perturbation inside ball and limits along which a linear function with this slope grows the most."""
     eps = threat.eps if eps is None else eps
-    low, high = within
     if threat.scale and threat.norm not in ("linf", "unbounded"):
-        scale, plain = scale_of(threat, slope), threat.model_copy(update={"scale": None})
-        return scale * farthest(slope * scale, plain, (low / scale, high / scale), eps)
+        scale, plain, box = _unscaled(threat, within)
+        return scale * farthest(slope * scale, plain, box, eps)
     if threat.norm == "l2":
         slope = _unit(slope)
         return _fill(slope / l2(slope) * eps, within, eps, largest=float("inf"))
@@ -188,10 +186,9 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
     slope [B, ...], drop [B] >= 0. Box-constrained projections as in Croce and Hein, 2020,
     https://arxiv.org/abs/1907.02044, here by filling or sorting.
     """
-    low, high = within
     if threat.scale:
-        scale, plain = scale_of(threat, slope), threat.model_copy(update={"scale": None})
-        return scale * to_hyperplane(slope * scale, drop, plain, (low / scale, high / scale))
+        scale, plain, box = _unscaled(threat, within)
+        return scale * to_hyperplane(slope * scale, drop, plain, box)
     corner = _corner(-slope, within)
     steepest = _steepest(slope)
     slope, drop = slope / per_sample(steepest, like=slope), drop / steepest
@@ -216,6 +213,12 @@ def to_hyperplane(slope: Tensor, drop: Tensor, threat: ThreatModel, within: Limi
     before = (gains * rooms).cumsum(1) - gains * rooms
     spent = torch.minimum((drop.unsqueeze(1) - before).clamp_min(0) / gains.clamp_min(TINY), rooms)
     return torch.zeros_like(spent).scatter(1, order, spent).view_as(slope) * corner.sign()
+
+
+def _unscaled(threat: ThreatModel, within: Limits) -> tuple[Tensor, ThreatModel, Limits]:
+    """The threat's scale, and threat and limits for what is measured in it."""
+    scale = scale_of(threat, within[0])
+    return scale, threat.model_copy(update={"scale": None}), (within[0] / scale, within[1] / scale)
 
 
 def _corner(slope: Tensor, within: Limits) -> Tensor:
