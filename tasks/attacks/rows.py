@@ -4,7 +4,7 @@ Shapes: R rows, of which B are at work. A row is one attempt: a sample, a target
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,79 +46,83 @@ def run_rows(
 ) -> None:
     """Move every row `steps` times. A row whose sample is fooled leaves at once and the next one takes its place.
 
-    rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations. `inside` promises that start and
-    move stay within the budget. After `cut` steps only the better rows go on: those whose margin is among the
-    smallest third of the margins met at that point. A row without a slope to follow goes straight to its last step.
-    The slope is the margin's, with `soft` that of soft_margins; `known` [R, ...] are those at the start, if they are.
-    `first` [R] is given the margins after one step, 0 where the sample fell.
+    rows [R] sample numbers, target [R] classes or ANY, start [R, ...] perturbations, to be changed in place. `inside`
+    promises that start and move stay within the budget. After `cut` steps only the better rows go on: those whose
+    margin is among the smallest third of the margins met at that point. A row without a slope to follow goes straight
+    to its last step. The slope is the margin's, with `soft` that of soft_margins(); `known` [R, ...] are those at the
+    start, if they are. `first` [R] is given the margins after one step, 0 where the sample fell.
     """
-    number, foretell = torch.arange(len(rows), device=rows.device), inside and not search.winding
-    everyone = _Rows(number, start, torch.zeros_like(rows), torch.zeros_like(search.fooled[rows]))
+    run = _Run(search, rows, target, start, move, steps, inside, cut, soft, first)
+    waiting, work = torch.arange(len(rows), device=rows.device), rows[:0]  # numbers of rows
     if known is not None:
-        lead = margins(search.clean[rows], search.y[rows], target)
-        everyone = _stepped(search, move, At(number, rows, start, known, lead, everyone.step), steps, foretell)
-    work, following, halfway, named = everyone[number[:0]], 0, search.x.new_zeros(0), bool((target != ANY).any())
+        run.step(waiting, known, margins(search.clean[rows], search.y[rows], target))
     while True:
-        while len(work) < search.batch and following < len(rows):
-            more = number[following : following + search.batch - len(work)]
-            following += len(more)
-            work = work.joined(everyone[more[~search.fooled[rows[more]]]])
+        while len(work) < search.batch and len(waiting):
+            more, waiting = waiting.tensor_split([search.batch - len(work)])
+            work = torch.cat([work, more[~search.fooled[rows[more]]]])
         if not len(work):
             return
-        s, t = rows[work.number], target[work.number]
-        x_adv, moving = moved(search.x[s], work.delta, search.threat), work.step < steps
-        looks = work.foretold | ~moving.any()
-        if looks.any():  # a pass forward may be all that they take, or is the last one
-            search.look(s[looks], x_adv[looks], inside=inside)
-            if first is not None:
-                first[work.number[work.foretold & search.fooled[s]]] = 0.0
-            work = replace(work, foretold=torch.zeros_like(looks))[(moving & ~search.fooled[s]).nonzero().flatten()]
-            continue
-        logits = search.model(x_adv.requires_grad_())
+        looks = run.foretold[work] | ~(run.made[work] < steps).any()
+        work = run.look(work, work[looks]) if looks.any() else run.follow(work)
+
+
+@dataclass
+class _Run:
+    """The rows of one call, where each has come to, and the passes that bring them on."""
+
+    search: Search
+    rows: Tensor
+    target: Tensor
+    delta: Tensor
+    move: Move
+    steps: int
+    inside: bool
+    cut: int | None
+    soft: float | None
+    first: Tensor | None
+
+    def __post_init__(self) -> None:
+        self.made = torch.zeros_like(self.rows)  # how many steps, [R]
+        self.foretold = torch.zeros_like(self.search.fooled[self.rows])  # to fall here, if the first slope holds so far
+        self.foretells, self.named = self.inside and not self.search.winding, bool((self.target != ANY).any())
+        self.halfway = self.search.x.new_zeros(0)  # the margins met at the cut
+
+    def look(self, work: Tensor, chosen: Tensor) -> Tensor:
+        """A pass forward for those chosen: all that they take where they fall, or their last. Returns who goes on."""
+        search, s = self.search, self.rows[chosen]
+        search.look(s, moved(search.x[s], self.delta[chosen], search.threat), inside=self.inside)
+        if self.first is not None:
+            self.first[chosen[self.foretold[chosen] & search.fooled[s]]] = 0.0
+        self.foretold[work] = False
+        return work[(self.made[work] < self.steps) & ~search.fooled[self.rows[work]]]
+
+    def follow(self, work: Tensor) -> Tensor:
+        """A pass forward and one back, and a step down the slope for whoever goes on. Returns these."""
+        search, s, t, made = self.search, self.rows[work], self.target[work], self.made[work]
+        x_adv = moved(search.x[s], self.delta[work], search.threat).requires_grad_()
+        logits = search.model(x_adv)
         margin = margins(logits.float(), search.y[s], t)
-        search.see(s, x_adv, logits, inside=inside, margin=None if named else margin)
-        if first is not None:
-            first[work.number[work.step == 1]] = margin.detach()[work.step == 1].clamp_min(0)
-        going = moving & ~search.fooled[s]
-        if cut is not None and bool((there := going & (work.step == cut)).any()):
-            halfway = torch.cat([halfway, margin.detach()[there]])
-            going &= ~there | (margin.detach() <= halfway.quantile(CUT))
+        search.see(s, x_adv, logits, inside=self.inside, margin=None if self.named else margin)
+        met = margin.detach()
+        if self.first is not None:
+            self.first[work[made == 1]] = met[made == 1].clamp_min(0)
+        going = (made < self.steps) & ~search.fooled[s]
+        if self.cut is not None and bool((there := going & (made == self.cut)).any()):
+            self.halfway = torch.cat([self.halfway, met[there]])
+            going &= ~there | (met <= self.halfway.quantile(CUT))
         keep = going.nonzero().flatten()
-        work, s, t = work[keep], s[keep], t[keep]
         if len(keep):
-            lead = margin[keep] if soft is None else soft_margins(logits[keep].float(), search.y[s], t, soft=soft)
-            grad = slope(lead.sum(), x_adv)[keep]
-            at = At(work.number, s, work.delta, grad, margin[keep].detach(), work.step)
-            work = _stepped(search, move, at, steps, foretell)
+            soft, of = self.soft, (search.y[s[keep]], t[keep])
+            lead = margin[keep] if soft is None else soft_margins(logits[keep].float(), *of, soft=soft)
+            self.step(work[keep], slope(lead.sum(), x_adv)[keep], met[keep])
+        return work[keep]
 
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows and where they have come to."""
-
-    number: Tensor  # among all of the call, [B]
-    delta: Tensor  # [B, ...]
-    step: Tensor  # how many steps they have made, [B]
-    foretold: Tensor  # to fall here, if the first slope holds so far: bool [B]
-
-    def __len__(self) -> int:
-        return len(self.number)
-
-    def __getitem__(self, which: Tensor) -> "_Rows":
-        return _Rows(self.number[which], self.delta[which], self.step[which], self.foretold[which])
-
-    def joined(self, more: "_Rows") -> "_Rows":
-        """These and more."""
-        pairs = [(getattr(self, name), getattr(more, name)) for name in ("number", "delta", "step", "foretold")]
-        return _Rows(*(torch.cat(pair) for pair in pairs))
-
-
-def _stepped(search: Search, move: Move, at: At, steps: int, foretell: bool) -> _Rows:
-    """The rows after their next step."""
-    level = ~at.grad.flatten(1).any(1)  # nothing leads on from here: the next step is the last
-    search.steps, search.level = search.steps + len(level), search.level + level.sum()
-    at = replace(at, step=at.step.masked_fill(level, steps - 1))
-    delta, fall = move(at), torch.zeros_like(level)
-    if foretell and bool((begun := (at.step == 0) & (steps > 1)).any()):
-        fall = begun & (at.margin + (at.grad * (delta - at.delta)).flatten(1).sum(1) < 0)
-    return _Rows(at.number, delta, at.step + 1, fall)
+    def step(self, number: Tensor, grad: Tensor, margin: Tensor) -> None:
+        """Move the rows of these numbers [B], where they have these slopes [B, ...] and margins [B]."""
+        search, level = self.search, ~grad.flatten(1).any(1)  # nothing leads on from there: the next step is the last
+        search.steps, search.level = search.steps + len(level), search.level + level.sum()
+        delta, made = self.delta[number], self.made[number].masked_fill(level, self.steps - 1)
+        there = self.move(At(number, self.rows[number], delta, grad, margin, made))
+        if self.foretells and bool((begun := (made == 0) & (self.steps > 1)).any()):
+            self.foretold[number] = begun & (margin + (grad * (there - delta)).flatten(1).sum(1) < 0)
+        self.delta[number], self.made[number] = there, made + 1
