@@ -85,10 +85,10 @@ def classes(
     margin, of the pairs. With slopes > 0 it looks closer at so many of a sample's most promising classes: their slopes
     on the clean input tell what is left of the margin at the far end of the budget, and where that is too much the
     class is not tried. Not where slopes wind. With reach > 0 it is tried only if what is left, as a share of the clean
-    margin, is at most that, less a little for a sample that is not near to falling; and not at all where slopes were
-    seen to bend. After DeepFool (Moosavi-Dezfooli et al., 2016, https://arxiv.org/abs/1511.04599).
+    margin, is at most that, less a little for a sample that is not near to falling; and not at all where slopes wind.
+    After DeepFool (Moosavi-Dezfooli et al., 2016, https://arxiv.org/abs/1511.04599).
     """
-    if reach and search.straight is not None and not search.steady:
+    if reach and search.winding:
         return
     closer = slopes > 0 and not search.winding
     samples, targets, left = within_reach(search, rows, slopes, reach) if closer else promising(search, rows)
