@@ -23,7 +23,7 @@ class Choices:
 
     def __init__(self, weights: Callable[[Tensor], Tensor]) -> None:
         """weights: of the values [..., K] among which was chosen, of the same shape, with a slope."""
-        self.weights, self.used = weights, False
+        self.weights, self.made, self.used = weights, False, False
         self.known: dict[int, tuple[Tensor, Tensor]] = {}  # by id; the place is held, so that its id stays its own
 
     def met(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
@@ -53,20 +53,14 @@ class Choices:
 
     def _note(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
         """Remember the places that argmax(x, dim), max(x, dim) or topk(x, 1) gave, where x [...] has a slope."""
-        x = args[0] if args else kwargs["input"]
-        second, third = (args[i] if len(args) > i else None for i in (1, 2))
-        place, dim = result if isinstance(result, Tensor) else result[1], kwargs.get("dim", kwargs.get("axis", second))
-        if name == "topk":
-            count, dim = kwargs.get("k", second), kwargs.get("dim", -1 if third is None else third)
-            if count != 1:
-                return
-        if isinstance(result, Tensor) and not name.startswith("arg"):  # the highest of all, or of each pair
+        choice = choice_made(name, args, kwargs, result)
+        if choice is None:
             return
-        if not isinstance(dim, int) or not (x.requires_grad and x.is_floating_point()) or x.shape[dim] > MOST:
+        self.made, (values, place, dim) = True, choice
+        if dim is not None and place.shape[dim] != 1:
             return
-        values = x.movedim(dim, -1) * (-1 if name in LOWEST else 1)
         weights = self.weights(values)
-        self.known[id(place)] = place, weights if weights.ndim > place.ndim else weights.unsqueeze(dim % x.ndim)
+        self.known[id(place)] = place, weights if dim is None else weights.unsqueeze(dim)
 
     def _sloped(
         self,
@@ -90,6 +84,28 @@ class Choices:
             return result
         self.used = True
         return total
+
+
+def choice_made(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+) -> tuple[Tensor, Tensor, int | None] | None:
+    """What argmax(x, dim), max(x, dim) or topk(x, n) chose among: values [..., K] with slopes, of which the highest.
+
+    And the places that were chosen, as they were returned, and the dimension of these along which they stand, if they
+    keep one. None where nothing was chosen, or where x has no slope.
+    """
+    x = args[0] if args else kwargs["input"]
+    second, third, fourth = (args[i] if len(args) > i else None for i in (1, 2, 3))
+    places, dim = result if isinstance(result, Tensor) else result[1], kwargs.get("dim", kwargs.get("axis", second))
+    lowest = name in LOWEST
+    if name == "topk":
+        dim, lowest = kwargs.get("dim", -1 if third is None else third), not kwargs.get("largest", fourth is not False)
+    if isinstance(result, Tensor) and not name.startswith("arg"):  # the highest of all, or of each pair
+        return None
+    if not isinstance(dim, int) or not (x.requires_grad and x.is_floating_point()) or x.shape[dim] > MOST:
+        return None
+    values = x.movedim(dim, -1) * (-1 if lowest else 1)
+    return values, places, dim % x.ndim if places.ndim == x.ndim else None
 
 
 def _flat(values: Any) -> list[Any]:

@@ -35,13 +35,13 @@ class StraightThrough(nn.Module):
     tell what a value adds that enters or leaves, as where only winners pass. So do, where a model compares nothing,
     submodules that let through the largest values alone, however they choose them. `compared` says whether there were
     any. And what is done with the place of a highest value gets the slope of a softmax, as where a gate sends a sample
-    to one of several experts; `chosen` says whether there was such a choice.
+    to one of several experts; `chosen` says whether there was such a choice, `choosing` whether there was any.
     """
 
     def __init__(self, model: nn.Module, *, casts: bool = True, leak: bool = False, steep: bool = False) -> None:
         super().__init__()
         self.model, self.casts, self.leak, self.steep = model, casts, leak, steep
-        self.compared = self.chosen = False
+        self.compared = self.chosen = self.choosing = False
 
     def forward(self, x: Tensor) -> Tensor:
         """X [B, ...] -> logits [B, C], equal to the model's."""
@@ -57,6 +57,7 @@ class StraightThrough(nn.Module):
             for hook in hooks:
                 hook.remove()
         if isinstance(mode, _Steep):
+            self.choosing |= mode.choices.made
             self.chosen |= mode.choices.used
             self.compared |= mode.compared or bool(mode.gated)
         return logits
@@ -67,8 +68,7 @@ def stand_in(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
 
     x [B, ...], y [B]: samples that are asked about.
     """
-    views: list[nn.Module] = [model]
-    views += [StraightThrough(model, casts=casts, leak=leak) for leak in (False, True) for casts in (True, False)]
+    views = [model, *opened(model)]
     best, most = views[0], -1.0
     for view in views:
         leaf = x.clone().requires_grad_()
@@ -82,16 +82,27 @@ def stand_in(model: nn.Module, x: Tensor, y: Tensor) -> nn.Module:
     return best
 
 
+def opened(model: nn.Module) -> list[StraightThrough]:
+    """Views of the model in which hard operations let slopes pass, the gentlest first."""
+    return [StraightThrough(model, casts=casts, leak=leak) for leak in (False, True) for casts in (True, False)]
+
+
 def steepened(model: nn.Module, x: Tensor) -> StraightThrough | None:
     """The view that opens comparisons and choices alone; None where x [B, ...] meets none, or where it cannot be."""
+    return decided(model, x)[0]
+
+
+def decided(model: nn.Module, x: Tensor) -> tuple[StraightThrough | None, bool]:
+    """As steepened(); and whether x [B, ...] meets a comparison or a choice, or a truth value is needed."""
     view = StraightThrough(model, steep=True)
     if not len(x):
-        return None
+        return None, False
     try:
         view(x.detach().clone().requires_grad_())
-    except Exception:  # the model needs a truth value where the view has a number
-        return None
-    return view if view.compared or view.chosen else None
+    except Exception:  # where the view has a number
+        return None, True
+    opens = view.compared or view.chosen
+    return view if opens else None, opens or view.choosing
 
 
 class _Open(TorchFunctionMode):
@@ -119,20 +130,20 @@ class _Open(TorchFunctionMode):
         if not (isinstance(x, Tensor) and isinstance(result, Tensor) and x.requires_grad and x.is_floating_point()):
             return result
         if name == "__floordiv__":
-            return _slope_of(x / args[1], result)
+            return slope_of(x / args[1], result)
         if result.shape != x.shape:
             return result
         if name in SHUT:
-            return _slope_of(F.leaky_relu(x, LEAK), result) if self.leak else result
+            return slope_of(F.leaky_relu(x, LEAK), result) if self.leak else result
         shut = not result.requires_grad and (self.casts or result.is_floating_point())
-        return _slope_of(x, result) if name in FLAT or shut else result
+        return slope_of(x, result) if name in FLAT or shut else result
 
     def behind(self, _: nn.Module, inputs: tuple[Any, ...], result: Any) -> Any:
         """The output of a module that passes no gradient on, with the slope of its input where the shapes agree."""
         x = inputs[0] if inputs else None
         if not (isinstance(x, Tensor) and isinstance(result, Tensor) and x.requires_grad and not result.requires_grad):
             return result
-        return _slope_of(x, result) if result.shape == x.shape and result.is_floating_point() else result
+        return slope_of(x, result) if result.shape == x.shape and result.is_floating_point() else result
 
 
 class _Steep(TorchFunctionMode):
@@ -156,7 +167,7 @@ class _Steep(TorchFunctionMode):
         if not gap.requires_grad:
             return result
         self.compared = True
-        return _slope_of(_sigmoid(gap), result)
+        return slope_of(_sigmoid(gap), result)
 
     def behind(self, _: nn.Module, inputs: tuple[Any, ...], result: Any) -> Any:
         """The output of a module that is a gate, with a slope where a value is about to enter or to leave."""
@@ -242,7 +253,7 @@ class _Slope(torch.autograd.Function):
         return grads[0], None
 
 
-def _slope_of(soft: Tensor, hard: Tensor) -> Tensor:
+def slope_of(soft: Tensor, hard: Tensor) -> Tensor:
     """The values of `hard` with the slope of `soft`."""
     hard = hard.detach() if hard.requires_grad else hard
     result: Tensor = _Slope.apply(soft, hard.to(soft.dtype))  # type: ignore[no-untyped-call]  # torch's own

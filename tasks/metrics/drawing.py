@@ -13,13 +13,15 @@ from tasks.metrics.views import Views
 
 LATE = 0.02  # of the samples that stood: flips beyond the group's first attack that call for the spare ones
 LAST_QUARTER = 0.75  # of the effort is over
-BOTH = 400.0  # effort, at least, where turns follow two views
+BOTH = 400.0  # effort, at least, where turns follow several views, or slopes behind comparisons
+STEEP, MANY = 2.0, 215.0  # behind comparisons: `again` is at least so much; passes a sample, at most
 # Where slopes wind, a little or much: effort, at least and at most, of which AutoAttack takes some 10,000; what a first
 # step brings of a descent where they wind much; and passes a sample, at least, where few stand.
 LITTLE, MUCH, TWISTED, FEW = (200.0, 400.0), (300.0, 600.0), 0.7, 50.0
-# Where slopes are lent: effort without any, and passes a sample, at most; and of all passes, what attacks without get.
+# Where slopes are lent or do not fit: effort without any, and passes a sample, at most; and what attacks that follow
+# none get of all passes.
 PATIENT, SPENT, OWED = 2000.0, 100.0, 0.67
-DOGGED, BLIND = 5.0, 0.5  # then what is left is chance: `again` is at least so much, and `passes` such a share
+DOGGED = 5.0  # then what is left is chance: `again` is at least so much
 
 
 class Drawing:
@@ -28,8 +30,8 @@ class Drawing:
     It ends when each has had one and a further `again` times the effort up to the last flip has brought no other, so a
     model on which late turns still succeed is tried for longer; or at a limit. Effort is passes per sample that stands.
     The spare ones need no turn of their own as long as all but the first of the group gain next to nothing. Where
-    slopes wind, successes are far apart: it goes on for as long again, within limits of its own. Where they are lent,
-    attacks that follow none go on alone, within limits of their own too.
+    slopes wind, successes are far apart: it goes on for as long again, within limits of its own. Where they are lent or
+    do not fit, attacks that follow none go on alone, within limits of their own too.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class Drawing:
     ) -> None:
         """spent(): passes so far, left(): those that the suite's end leaves for the cell."""
         self.search, self.suite, self.views, self.spent, self.left = search, suite, views, spent, left
-        self.wound = search.winding and not views.lent and any(p.config.samples == "winding" for p in group)
+        self.wound = search.winding and not views.doubtful and any(p.config.samples == "winding" for p in group)
         self.first, self.spare = self._parted(group)
         self.begun, self.stood = spent(), len(search.standing())
         self.effort = self.last_flip = 0.0
@@ -59,10 +61,10 @@ class Drawing:
             return None
         open_ = [player for player in self.first + self.spare if player.open]
         passes = (self.spent() - self.begun) / len(self.search.x)
-        each, spares = max(1, len(self.views.both)), self.beyond_first >= LATE * self.stood
+        each, spares = max(1, len(self.views.turns)), self.beyond_first >= LATE * self.stood
         due = [player for player in open_ if player.taken < each and (spares or player in self.first)]
         limit, enough = self._end().reached(passes, self.effort) or self.left() <= 0, self._enough(passes)
-        self.alone = self.alone or (enough and self.views.lent and not due)
+        self.alone = self.alone or (enough and self.views.doubtful and not due)
         if self.alone:
             open_, due, enough = [p for p in open_ if p.blind], [], self.effort >= PATIENT or passes >= SPENT
         if limit or not open_ or (enough and not due):
@@ -100,14 +102,14 @@ class Drawing:
         if self.wound:
             least, most = MUCH if (self.search.straight or 0.0) < TWISTED else LITTLE
             return effort >= min(max(2 * last_flip, least), most) and passes >= FEW
-        enough = BOTH if self.views.both else 0.0
+        enough = BOTH if self.views.turns or self.views.steep else 0.0
         return again is not None and effort >= enough and effort - last_flip >= again * last_flip
 
     def _able(self, open_: list[Player], due: list[Player]) -> list[Player]:
         """Whose turn it may be.
 
         Behind comparisons each has one turn before any has two; elsewhere an attack that earns keeps its turn. Where
-        slopes are lent, it is of those that follow none until they have had their share.
+        slopes are lent or do not fit, it is of those that follow none until they have had their share.
         """
         if due:
             if self.views.steep:
@@ -115,22 +117,22 @@ class Drawing:
             return [p for p in open_ if p in self.first] if any(p in self.first for p in due) else open_
         blind = [player for player in open_ if player.blind]
         spent = sum(player.tally.passes for player in self.first + self.spare)
-        owed = self.views.lent and sum(player.tally.passes for player in blind) < OWED * spent
+        owed = self.views.doubtful and sum(player.tally.passes for player in blind) < OWED * spent
         return blind if blind and owed else open_
 
     def _end(self) -> End:
         """When it ends.
 
-        Where steps find no slope, limits of passes that are made for descents give way: a norm's own to a share of the
-        suite's, any to the limit on the cell's whole where there is one. Behind comparisons and choices, where
-        successes are far apart, that limit alone counts too.
+        Where slopes are missing or do not fit, limits of passes that are made for descents give way: a norm's own to
+        the suite's, any to the limit on the cell's whole where there is one. Behind comparisons, where successes are
+        far apart, that limit alone counts too, or else a norm's own gives way to one that is made for them.
         """
         suite, end = self.suite, self.suite.end(self.search.threat)
         if self.views.steep and end.whole:
             return End(again=None, whole=end.whole)
-        if not self.views.level and not self.views.lent:
+        least = STEEP if self.views.steep else DOGGED if self.views.level or self.views.doubtful else 0.0
+        if not least:
             return end
-        again = None if end.again is None else max(end.again, DOGGED)
-        passes = BLIND * suite.passes if end is not suite and end.passes and suite.passes else end.passes
-        passes = None if end.whole else passes
-        return end.model_copy(update={"again": again, "passes": passes})
+        again = None if end.again is None else max(end.again, least)
+        passes = MANY if self.views.steep and end is not suite else suite.passes or end.passes
+        return end.model_copy(update={"again": again, "passes": passes if end.passes and not end.whole else None})

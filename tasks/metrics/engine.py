@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tasks.attacks import AttackConfig, Suite
+from tasks.attacks.forks import GLANCE
 from tasks.attacks.search import OPEN, Search
 from tasks.metrics.child import Failed, Stopped
 from tasks.metrics.drawing import Drawing
@@ -16,7 +17,7 @@ from tasks.metrics.draws import generator
 from tasks.metrics.foreign import ATTACK_SECONDS, Misbehaved, attack_function
 from tasks.metrics.isolation import PROBE, VOTES, Meter
 from tasks.metrics.tally import Player, Tally, foreseen
-from tasks.metrics.views import GLANCE, Views
+from tasks.metrics.views import Views
 from tasks.redact import told
 
 FAR = 0.2  # of a turn: drawn from all that stand, whatever their margin
@@ -68,18 +69,27 @@ class Engine:
                 if self.views.level and not self.views.sought and self.views.lend(self._left()):
                     self._pull_on(player)
                 elif self.search.steps and not self.views.compared:
-                    self._steepen(player)
+                    self._look_behind(player)
         return [player.tally for player in self.players]
 
-    def _steepen(self, player: Player) -> None:
-        """Where the model compares numbers or makes choices, see whether the attack gets further by slopes behind."""
+    def _look_behind(self, player: Player) -> None:
+        """See whether the attack gets further by other slopes than the model's own, and whether these may be believed.
+
+        Where the model decides something once for a sample, the ways that it did not go are tried, each with all
+        samples; where it compares numbers, slopes behind the comparisons.
+        """
         rows, before = self._given(player.config), self.search.margin.clone()
-        if not self.views.steepen(rows[: int(min(GLANCE, max(self._left(), 0)))]):
-            return
-        some = rows[: min(PROBE, self._affordable(player))]
-        self._pull(player, some)
-        self.views.judge(some, before)
-        if self.views.steep and not any(other.config.in_turns for other in self.players):
+        if self.views.decides(rows[: int(min(GLANCE, max(self._left(), 0)))]):
+            for elsewhere in self.views.part(rows, self._left()):
+                self._pull(player, elsewhere[: self._affordable(player)])
+            if self.views.turns:
+                return
+        if self.views.steepen():
+            some = rows[: min(PROBE, self._affordable(player))]
+            self._pull(player, some)
+            self.views.judge(some, before)
+        further = self.views.steep or self.views.doubt(rows[:GLANCE], self._left())
+        if further and not any(other.config.in_turns for other in self.players):
             self._pull_on(player)  # where any take turns, they go on from what is known
 
     def _pull_on(self, player: Player) -> None:
@@ -186,7 +196,8 @@ class Engine:
         left = self._left()
         if left == math.inf:
             return len(self.search.x)
-        each = max(player.each, foreseen(player.config, self.others)) or max(other.each for other in self.players)
+        expected = self.views.now.dear * foreseen(player.config, self.others)
+        each = max(player.each, expected) or max(other.each for other in self.players)
         return int(left / each) if each else len(self.search.x)
 
     def _spent(self) -> float:

@@ -13,6 +13,7 @@ from tasks.attacks import arms
 from tasks.attacks.apgd import apgd_ce
 from tasks.attacks.controls import noise
 from tasks.attacks.crossings import crossings
+from tasks.attacks.forks import GLANCE
 from tasks.attacks.search import Search
 from tasks.attacks.square import square
 from tasks.attacks.straight_through import StraightThrough, stand_in, steepened
@@ -25,7 +26,6 @@ from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe
 from tasks.metrics.soundness import Sign, Soundness, Step
-from tasks.metrics.views import GLANCE
 from tasks.redact import told
 from tasks.statistics import Share
 

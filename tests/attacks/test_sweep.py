@@ -23,7 +23,7 @@ class Hollow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.asked.append(x.detach())
         away = (x[:, 1] - 0.7).abs()
-        return torch.stack([away * 0, torch.where(away < 0.01, 1.0, away - 2)], 1)
+        return torch.stack([away * 0, torch.where(away.detach() < 0.01, 1.0, away - 2)], 1)
 
 
 def threat(norm: str, **how) -> ThreatModel:

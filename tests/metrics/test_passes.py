@@ -69,7 +69,7 @@ def test_what_is_asked_before_the_first_cell_takes_nothing_from_a_small_last_one
 
 
 ASKED_BEFORE = 2 + 2 * isolation.PROBE  # what shape the model's answers have, and whether it answers at random
-GLANCE = views.GLANCE  # and, after the first descent, whether it compares numbers
+ASKED_BEHIND = 2 * views.GLANCE  # after the first descent: whether it compares numbers, whether slopes fit
 
 
 def test_where_a_first_look_tells_slopes_a_descent_asks_once_less_and_the_foretold_are_only_looked_at():
@@ -82,7 +82,7 @@ def test_where_a_first_look_tells_slopes_a_descent_asks_once_less_and_the_foreto
     stood = len(x) - fell
     assert found.backward_samples == len(x) + 2 * stood
     assert (
-        found.forward_samples == ASKED_BEFORE + len(x) + fell + 3 * stood + GLANCE + fell
+        found.forward_samples == ASKED_BEFORE + len(x) + fell + 3 * stood + ASKED_BEHIND + fell
     )  # those that fell are judged again
 
 
@@ -96,9 +96,9 @@ def test_what_falls_at_its_warm_start_is_asked_once():
     assert_honest(model, x, y, again)
     assert torch.equal(again.prediction, model(again.x_adv).argmax(1))
     assert (
-        again.forward_samples == ASKED_BEFORE + len(x) + len(x) + 2 + 1
-    )  # and the one that stands tells if it compares
-    assert again.backward_samples == 1
+        again.forward_samples == ASKED_BEFORE + len(x) + len(x) + 2 + 1 + 2
+    )  # and the one that stands tells if it compares, and if slopes fit
+    assert again.backward_samples == 2
 
 
 def test_what_has_fallen_at_its_warm_start_holds_nothing_back_for_a_last_look():
