@@ -125,7 +125,7 @@ SUITES: dict[str, Suite] = {
             _spare("restarts", {"starts": "noise", "steps": 100}, share=0.05, norms=BOX),
             _spare("margin", {"steps": 100}, share=0.04, norms=FLAT),
             _winding("restarts", {"starts": "thinned noise", "steps": 20, "cut": 8}, share=0.1, norms=BOX),
-            _winding("classes", {"steps": 20, "cut": 4, "pairs": 1.0}, share=0.2, norms=BOX),
+            _winding("classes", {"steps": 20, "cut": 4, "pairs": 1.0}, share=0.1, norms=BOX),
             _winding("restarts", {"starts": MIXED, "steps": 40, "cut": 14}, share=0.1, norms=BOX),
         ),
         again=0.5,

@@ -114,8 +114,8 @@ def test_where_slopes_wind_nothing_is_foretold():
     assert found.aimed.nonzero()[:, 1].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("straight", "aimed"), [(None, 3), (0.95, 3), (0.8, 0), (0.5, 0)])
-def test_where_slopes_bend_nothing_more_is_tried_for_what_they_foretell(straight, aimed):
+@pytest.mark.parametrize(("straight", "aimed"), [(None, 3), (0.95, 3), (0.85, 3), (0.8, 0), (0.5, 0)])
+def test_where_slopes_wind_nothing_more_is_tried_for_what_they_foretell(straight, aimed):
     found, _ = search(straight=straight, slopes=torch.zeros(3, 4))
     classes(found, found.standing(), steps=1, slopes=3, reach=1.0)
     assert found.aimed.sum() == aimed
