@@ -74,6 +74,9 @@ def test_a_floor_that_an_evaluation_does_not_measure_is_told():
         ("policy.floors={linf_0.1: -1}", "-1 is no share. Write a number from 0 to 1, e.g. 0.6 for 60 %."),
         ("policy.floors={linf_0.1: .nan}", "nan is no share. Write a number from 0 to 1"),
         ("policy.tolerance=3", "policy.tolerance: 3 is no share. Write 0.03 for 3 %."),
+        ("policy.floor=no", "policy.floor: false is no share. Write a number from 0 to 1, e.g. 0.6 for 60 %."),
+        ("policy.tolerance=yes", "policy.tolerance: true is no share."),
+        ("policy.floors={linf_0.1: off}", "policy.floors.linf_0.1: false is no share."),
         ("policy.floors={linf_0.1: high}", "should be a valid number"),
     ],
 )
