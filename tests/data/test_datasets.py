@@ -112,6 +112,17 @@ def test_equal_rows_never_part_between_splits_and_features_are_scaled(tmp_path):
     assert x.amax(0).tolist() == [1] * 4
 
 
+@pytest.mark.parametrize("value", ["inf", "-inf"])
+def test_an_infinite_feature_is_none_in_whatever_split_it_is(tmp_path, value):
+    rows = [f"{i / 40},{i % 7},{i % 2}" for i in range(40)]
+    for i in range(0, 40, 5):
+        spoilt = [*rows[:i], f"{value},{i % 7},{i % 2}", *rows[i + 1 :]]
+        (tmp_path / "t.csv").write_text("\n".join(["a,b,Class", *spoilt]))
+        x = torch.cat([read_table(split, path=tmp_path / "t.csv")[0] for split in ("train", "select", "test")])
+        assert x.isnan().sum() == 1
+        assert 0 < x[:, 0].nanmean() < 1  # the others are scaled by what is finite
+
+
 @pytest.mark.parametrize(
     ("text", "error", "hint"),
     [
