@@ -95,8 +95,8 @@ def _hardened(plan: Plan, failed: int | None, reason: str) -> Story:
     with open_run(plan.name, asked) as run_id:
         data = validate_data(plan.dataset, plan.contract, run_id=run_id)
         check_fit(plan, data)
-        note(plan, data, run_id, "started")
         start = warm_start(plan.name, data, plan.evaluation)
+        note(plan, data, run_id, "started")
         champion = champion_of(plan, data, start, run_id=run_id)
         model, rounds = harden(data, plan, run_id=run_id)
         chapter = examine(model, data, plan, champion, start, run_id=run_id)

@@ -94,6 +94,8 @@ def _candidate(
 ) -> Candidate:
     """A hardened model and what it came to on select."""
     model = train_model(data, training, stage=_stage(number), run_id=run_id)
+    if evaluation.suite == "warm":  # nothing is known of the samples on which candidates are compared
+        evaluation = evaluation.model_copy(update={"suite": "standard"})
     report = evaluate_robustness(model, data, evaluation, split="select", run_id=run_id)
     verdict = decide(model, report, policy)
     return model, Chapter(stage=model.stage, run_id=model.run_id, report=report, verdict=verdict)

@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from torch import Tensor, nn
 
 from tasks.data import Data, load_split
+from tasks.errors import WrongInput
 from tasks.fetch import fetch_version, network_of
 from tasks.gpu import device_under, gpu_slot
 from tasks.home import folder
@@ -132,13 +133,20 @@ def champion_report(
 def warm_start(name: str, data: Data, config: EvaluationConfig) -> dict[str, Corpus]:
     """The stored examples of the registered model that a warm start begins at, by threat model; none for a cold one.
 
-    To be read once in a run: they grow with each model that is recorded, and what is compared must begin alike.
+    To be read once in a run: they grow with each model that is recorded, and what is compared must begin alike. Raises
+    WrongInput where the suite needs some and there are none.
     """
-    if not config.warm:
-        return {}
-    tags = model_facts(name)[1]
-    found = {threat.name: load_corpus(name, tags, threat, data) for threat in config.threats}
-    return {threat: corpus for threat, corpus in found.items() if corpus is not None}
+    tags = model_facts(name)[1] if config.warm else {}
+    found = {threat.name: load_corpus(name, tags, threat, data) for threat in config.threats if config.warm}
+    known = {threat: corpus for threat, corpus in found.items() if corpus is not None}
+    cold = [threat.name for threat in config.threats if threat.name not in known]
+    if config.suite == "warm" and cold:
+        why = f"{name} has none yet under {', '.join(cold)}" if config.warm else "evaluation.warm is false"
+        raise WrongInput(
+            f"evaluation.suite: warm goes on from stored examples, and {why}. Write evaluation.suite: standard, with "
+            "evaluation.warm: true to begin at stored examples where there are any."
+        )
+    return known
 
 
 def begin_warm(

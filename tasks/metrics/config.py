@@ -67,7 +67,7 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
         if not self.attacks:
             return suite
         name = "+".join([suite.name, *(attack.name for attack in self.attacks)])
-        return as_suite(Suite(name=name, attacks=(*suite.attacks, *self.attacks)))
+        return as_suite(suite.model_copy(update={"name": name, "attacks": (*suite.attacks, *self.attacks)}))
 
     def facts(self) -> dict[str, Any]:
         """What the result under any one of the threat models follows from, besides threat, model and samples."""

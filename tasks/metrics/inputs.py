@@ -55,9 +55,11 @@ def check_suite(suite: Suite, threat: ThreatModel, warm: object, x: Tensor) -> N
     """Raise WrongInput where the suite has no attack for the threat, or the inputs to begin with do not fit x."""
     suite.under(threat)
     if warm is None:
-        if suite.attacks == SUITES["warm"].attacks:
+        begun = SUITES["warm"].attacks
+        if suite.attacks[: len(begun)] == begun:  # attacks of one's own may stand behind them
             raise WrongInput(
-                "suite 'warm' goes on from inputs that are known: give warm=earlier.nearest, or another suite."
+                "suite 'warm' goes on from inputs that are known: give warm=earlier.nearest, or another suite. In a "
+                "config: evaluation.suite: standard, with evaluation.warm: true where stored examples may be begun at."
             )
         return
     if not isinstance(warm, Tensor):
