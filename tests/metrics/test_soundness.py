@@ -11,7 +11,7 @@ from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel
 from tasks.attacks.search import Search
 from tasks.data import digits
 from tasks.errors import WrongInput
-from tasks.metrics import Sign, examine, measure, security_curve
+from tasks.metrics import EvaluationConfig, Sign, examine, measure, security_curve
 from tasks.metrics.budget import violation
 from tasks.metrics.escalation import _merged, _without_gradients
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
@@ -20,6 +20,7 @@ from tasks.models.planted import Quantised, Saturated
 
 N = 200
 HERE = __name__
+OWN = EvaluationConfig(threats=(THREAT,), suite="warm", attacks=(AttackConfig(name="noise"),))
 
 
 @pytest.fixture(scope="module")
@@ -359,14 +360,22 @@ def test_what_the_judge_takes_back_is_an_alarm(planted, images):
     assert "successes do not hold" in [sign.name for sign in soundness.alarms]
 
 
-def test_a_model_that_always_says_the_same_is_exact_and_not_accused(images):
+@pytest.mark.parametrize("suite", ["quick", "standard"])
+def test_a_model_that_always_says_the_same_withstands_all_and_may_not_pass_for_robust(images, suite):
     x, y = images
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with torch.no_grad():
         model[1].weight.mul_(1e-4)
         model[1].bias.copy_(torch.arange(10.0))
-    _, _, soundness = examine(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite="quick"))
-    assert [sign.name for sign in soundness.signs if sign.first == "alarm"] == []
+    _, _, soundness = examine(model, x, y, outcomes=measure(model, x, y, threat=THREAT, suite=suite))
+    fired = [sign for sign in soundness.signs if sign.state == "alarm"]
+    assert [sign.name for sign in fired] == ["one answer to everything"]
+    assert "100.0 %" in fired[0].says
+    assert not soundness.sound
+    only = y == 9
+    outcomes = measure(model, x[only], y[only], threat=THREAT, suite=suite)
+    signs = examine(model, x[only], y[only], outcomes=outcomes)[2].signs
+    assert {sign.name: sign.state for sign in signs}["one answer to everything"] == "not applicable"
 
 
 def test_a_model_that_merely_prefers_a_class_is_not_taken_for_shifted_labels():
@@ -412,7 +421,11 @@ def test_other_samples_than_were_measured_are_refused(planted, images):
             examine(model, wrong, y[: len(wrong)], outcomes=outcomes)
 
 
-@pytest.mark.parametrize("suite", ["warm", SUITES["warm"].within(10)], ids=["by name", "with a limit"])
+@pytest.mark.parametrize(
+    "suite",
+    ["warm", SUITES["warm"].within(10), OWN.resolved_suite()],
+    ids=["by name", "with a limit", "with an attack of one's own"],
+)
 def test_the_warm_suite_wants_something_warm(planted, images, suite):
     with pytest.raises(WrongInput, match=r"warm=earlier\.nearest"):
         measure(planted["plain MLP"].model, *images, threat=THREAT, suite=suite)

@@ -12,7 +12,7 @@ from flows.recipes import two_kinds
 from tasks.attacks import ThreatModel
 from tasks.data import Data, describe, load
 from tasks.decide import decide, warn_of_few_samples
-from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable
+from tasks.errors import EvidenceBroken, ModelRejected, StoreUnreachable, WrongInput
 from tasks.evaluate import champion_report, evaluate_robustness, warm_start
 from tasks.fetch import fetch_version
 from tasks.home import folder as home_folder
@@ -28,7 +28,7 @@ from tasks.verify import verify_model
 from tasks.vouch import asked_when_crowned
 
 CONFIG = two_kinds()
-QUICK = CONFIG.training.model_copy(update={"epochs": 1})
+QUICK = CONFIG.training.model_copy(update={"epochs": 3})
 EVALUATION = CONFIG.evaluation.model_copy(update={"suite": "quick", "samples": 300})
 LENIENT = Policy(floor=0.0, clean_floor=0.0, min_samples=100)
 
@@ -239,7 +239,13 @@ def test_all_models_of_a_run_and_the_champion_begin_at_the_same_stored_examples(
         return verdict
 
     warm = EVALUATION.model_copy(update={"suite": suite, "warm": True})
-    assert warm_start("m", data, warm) == {}
+    if suite == "warm":
+        with pytest.raises(WrongInput, match=r"m has none yet under linf_0\.1\. Write evaluation\.suite: standard"):
+            warm_start("m", data, warm)
+        with pytest.raises(WrongInput, match=r"evaluation\.warm is false"):
+            warm_start("m", data, EVALUATION.model_copy(update={"suite": suite}))
+    else:
+        assert warm_start("m", data, warm) == {}
     assert judged(model, EVALUATION).outcome == "pass"
     assert warm_start("m", data, EVALUATION) == {}
     start = warm_start("m", data, warm)

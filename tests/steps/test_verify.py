@@ -49,7 +49,7 @@ from tasks.verify import Verified, lost_heads, verify_model
 
 NAME = "forged"
 CONFIG = two_kinds()
-QUICK = CONFIG.training.model_copy(update={"epochs": 1})
+QUICK = CONFIG.training.model_copy(update={"epochs": 3})
 EVALUATION = CONFIG.evaluation.model_copy(update={"suite": "quick", "samples": 128})
 LENIENT = Policy(floor=0.0, clean_floor=0.0, min_samples=100)
 STRICT = Policy(floor=0.99)

@@ -21,7 +21,7 @@ from tasks.metrics.signs.failing import (
     unstable,
 )
 from tasks.metrics.signs.masking import black_box, larger_budget, misfit, one_step, random_noise, unbounded
-from tasks.metrics.signs.measuring import company, labels, reseeded, reverified
+from tasks.metrics.signs.measuring import company, labels, one_answer, reseeded, reverified
 from tasks.metrics.signs.probe import Probe, moot, raised
 from tasks.metrics.soundness import Sign
 
@@ -48,6 +48,7 @@ QUESTIONS: dict[str, Question] = {  # in the order in which people read them; a 
     "cut short": cut_short,
     "the curve does not fall": falling_curve,
     "labels do not fit": labels,
+    "one answer to everything": one_answer,
     "answers depend on the batch": company,
     "answers depend on the seed": reseeded,
     "successes do not hold": reverified,

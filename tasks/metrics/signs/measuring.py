@@ -33,6 +33,19 @@ def labels(probe: Probe) -> Sign:
     return raised(name, "measurement", alarm, figure, 0.3, wrong if alarm else wrong[:0], says)
 
 
+def one_answer(probe: Probe) -> Sign:
+    """Does the model answer one class, whatever it is asked? What never changes its answer cannot be fooled."""
+    name, found, y = "one answer to everything", probe.outcomes, probe.y.cpu()
+    if len(y.unique()) == 1:
+        return moot(name, "measurement", "all samples are of one class")
+    answer = torch.where(found.clean_correct, y, found.prediction)
+    wrong, most = (~found.clean_correct).nonzero().flatten(), int(answer.mode().values)
+    figure = float((answer == most).double().mean())
+    says = f"on {100 * figure:.1f} % of the samples as they are the model answers class {most}, "
+    says += f"which {100 * float((y == most).double().mean()):.1f} % of them are"
+    return raised(name, "measurement", figure == 1, figure, 1.0, wrong if figure == 1 else wrong[:0], says)
+
+
 def _renaming(answer: Tensor, y: Tensor, classes: int) -> Tensor:
     """Which label each answered class seems to stand for, one to one, the most frequent pairs first: [classes]."""
     pairs, counts = torch.unique(answer * classes + y, return_counts=True)
