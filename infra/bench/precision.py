@@ -45,7 +45,7 @@ def main() -> None:
         "cifar-resnet-adv",
     ):
         model, (x, _) = ground.model(name).requires_grad_(False), ground.images(name, BATCH)
-        coarse = Coarse(model)
+        coarse = Coarse(model, channels_last=x.ndim == 4)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(x)
         rounds = [(seconds(model, x), seconds(coarse, x)) for _ in range(ROUNDS)]

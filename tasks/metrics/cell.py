@@ -88,7 +88,7 @@ def attack_cell(
     broken, correct = int((~clean.isfinite()).any(1).sum()), prediction == y
     problems = [f"clean: {broken} samples have logits that are not finite"] if broken else []
     rng, exact = generator(x.device, seed, number), meter if coarse or meter.draws > 1 else None
-    searched = Coarse(meter) if coarse else meter
+    searched = Coarse(meter, channels_last=meter.channels_last) if coarse else meter
     search = Search(searched, x, y, threat=threat, rng=rng, clean=clean, slopes=slopes, exact=exact)
     search.fooled = ~correct
     if warm is not None:

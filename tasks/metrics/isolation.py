@@ -37,6 +37,7 @@ class Meter(nn.Module):
         parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
         half = parameter is not None and parameter.dtype.itemsize < 4
         self.narrow = parameter.dtype if parameter is not None and half else None  # the search itself needs float32
+        self.channels_last = False  # images may lie so in memory, where that is faster
         self.reseed: Generator | None = None
         self.deadline: tuple[float, float] | None = None  # on the monotonic clock, and how many seconds it gave
         self.stopped: dict[str, str] = {}  # attacks that were stopped, and why: not begun again on other samples
@@ -72,16 +73,18 @@ class Meter(nn.Module):
 
 
 class Coarse(nn.Module):
-    """The model in bfloat16 where torch deems that safe (autocast), with images laid out as that prefers."""
+    """The model in bfloat16 where torch deems that safe (autocast), with images laid out as that prefers, if it may."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, channels_last: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.channels_last = model, channels_last
 
     def forward(self, x: Tensor) -> Tensor:
         """X [B, ...] -> logits [B, C] in float32."""
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            logits: Tensor = self.model(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x)
+            logits: Tensor = self.model(x)
         return logits.float()
 
 
@@ -128,9 +131,21 @@ def pays_in_bf16(meter: Meter, x: Tensor) -> bool:
     if counter.flops < WORTH_FLOPS * len(part):
         return False
     with torch.no_grad():
-        coarse = Coarse(meter)(part)
+        coarse = Coarse(meter, channels_last=False)(part)
     same = (coarse.argmax(1) == plain.argmax(1)).float().mean()
     return bool(coarse.isfinite().all()) and same.item() > SAME_ANSWERS
+
+
+@torch.no_grad()
+def takes_channels_last(meter: Meter, x: Tensor) -> bool:
+    """Whether the model answers to images laid out as bfloat16 prefers; one that joins features by view() does not."""
+    if x.ndim != 4:
+        return False
+    try:
+        Coarse(meter, channels_last=True)(x[:2])
+    except Exception:  # where the layout is not to blame, it fails without it too, and says so then
+        return False
+    return True
 
 
 @contextmanager

@@ -19,7 +19,16 @@ from tasks.metrics.draws import seed_all
 from tasks.metrics.foreign import ATTACK_SECONDS
 from tasks.metrics.inputs import Precision as Precision
 from tasks.metrics.inputs import check_logits, check_options, check_suite, checked
-from tasks.metrics.isolation import MANY_ROWS, PROBE, Meter, answering, answers_at_random, pays_in_bf16, untouched
+from tasks.metrics.isolation import (
+    MANY_ROWS,
+    PROBE,
+    Meter,
+    answering,
+    answers_at_random,
+    pays_in_bf16,
+    takes_channels_last,
+    untouched,
+)
 from tasks.metrics.store import CellStore, Entry
 from tasks.metrics.tally import Tally
 
@@ -211,6 +220,7 @@ def attacked(
         with answering(x[:PROBE], also=MANY_ROWS):
             meter.draws = draws or (DRAWS if answers_at_random(meter, x) else 1)
             coarse = precision == "bf16" or (precision == "auto" and pays_in_bf16(meter, x))
+            meter.channels_last = coarse and takes_channels_last(meter, x)
         begun = meter.forward_samples, meter.backward_samples, time.perf_counter() - started
         how: dict[str, Any] = {"threat": threat, "suite": suite, "seed": seed, "coarse": coarse}
         attack: Callable[..., Cell] = partial(

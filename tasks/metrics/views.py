@@ -158,7 +158,8 @@ class Views:
             self._follow(self.turns[number % len(self.turns)])
 
     def _view(self, model: nn.Module, *, dear: float = 1.0) -> View:
-        return View(model, Coarse(model) if isinstance(self.now.searched, Coarse) else model, dear=dear)
+        coarse = isinstance(self.now.searched, Coarse)
+        return View(model, Coarse(model, channels_last=self.meter.channels_last) if coarse else model, dear=dear)
 
     def _follow(self, view: View) -> None:
         self.now, self.search.slopes = view, view.slopes

@@ -130,3 +130,44 @@ def test_how_the_input_lies_in_memory_does_not_matter(cnn, laid_out):
     plainly, found = (measure(model, part, y, threat=LINF) for part in (same.contiguous(), same))
     assert_honest(model, same, y, found)
     assert torch.equal(found.fooled, plainly.fooled)
+
+
+class Viewed(nn.Module):
+    """Joins by view() what a convolution gives, which torch refuses where its channels lie last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.look, self.say = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 64, 2)
+
+    def forward(self, x):
+        z = self.look(x).relu()
+        return self.say(z.view(z.size(0), -1))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+@pytest.mark.parametrize("threat", [LINF, L2], ids=str)
+def test_a_model_that_cannot_take_channels_last_is_searched_in_bf16_without(monkeypatch, threat, precision):
+    monkeypatch.setattr(isolation, "_fast_bf16", lambda device: True)
+    monkeypatch.setattr(isolation, "WORTH_FLOPS", 1.0)
+    model, x = Viewed(), torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        model(x.contiguous(memory_format=torch.channels_last))
+    y = model(x).argmax(1)
+    found = measure(model, x, y, threat=threat, precision=precision)
+    assert found.precision == "bf16"
+    assert_honest(model, x, y, found)
+    assert found.fooled.sum() > 10
+
+
+def test_images_lie_as_bf16_prefers_where_the_model_takes_them_so():
+    laid: list[int] = []
+
+    def seen(x):
+        laid.append(len(x) * x.is_contiguous(memory_format=torch.channels_last))
+        return x
+
+    model, x = Through(nn.Sequential(nn.Conv2d(3, 2, 8), nn.Flatten()), before=seen), torch.rand(20, 3, 8, 8)
+    measure(model, x, model(x).argmax(1), threat=LINF, suite=["margin"], precision="bf16")
+    assert max(laid) > 8
