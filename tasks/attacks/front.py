@@ -34,11 +34,12 @@ MIXING = {
 def shown(model: nn.Module, x: Tensor) -> Tensor | None:
     """What the first layer that is given as many numbers as x has is given for x [B, ...], in the shape of x.
 
-    The model is run no further. None where it has no such layer, or it does not call torch by name.
+    In the layer's own order, which need not be that of x. The model is run no further. None where it has no such
+    layer, or it does not call torch by name.
     """
     with torch.no_grad(), _AtTheLayers(x, stop=True) as watch, suppress(_Seen):
         model(x)
-    return None if watch.given is None else watch.given.view_as(x).to(x)
+    return None if watch.given is None else watch.given.reshape(x.shape).to(x)
 
 
 def slope_behind(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +49,7 @@ def slope_behind(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor
         logits: Tensor = model(x)
     if watch.given is None:
         return logits.detach(), torch.zeros_like(x)
-    return logits.detach(), slope(margins(logits.float(), y).sum(), watch.given).view_as(x).to(x)
+    return logits.detach(), slope(margins(logits.float(), y).sum(), watch.given).reshape(x.shape).to(x)
 
 
 class _AtTheLayers(TorchFunctionMode):

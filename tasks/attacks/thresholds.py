@@ -18,11 +18,15 @@ from tasks.attacks.threat import Norm, ThreatModel
 FINE: dict[Norm, float] = {"l2": 1 / 4, "l1": 1 / 32}  # of the way that a feature mostly goes: what moves is smooth
 STEPPED = 0.5  # of the features stand still
 LEFTOVERS = 2  # thresholds that are bought with what a knapsack leaves over
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, without their whole parts, never repeat
 CLOSEST = 2**-8  # of a feature's reach: thresholds are not looked for nearer than that
 
 
 def rounds(model: nn.Module, x: Tensor, threat: ThreatModel) -> bool:
     """Whether each feature of x [B, ...] stands still under a small change of its own, and moves under a large one.
+
+    As the first layer is given them, in the order of x: of features in another order thresholds would be taken for
+    those of others.
 
     For norms whose budget is a sum over the features, L2 and L1; False under others.
     """
@@ -32,7 +36,8 @@ def rounds(model: nn.Module, x: Tensor, threat: ThreatModel) -> bool:
     ahead = torch.where(high >= -low, high, low)
     far = threat.eps * scale_of(threat, x) / (math.sqrt(x[0].numel()) if threat.norm == "l2" else 1)
     a_little = FINE[threat.norm] * torch.minimum(ahead.abs(), far) * ahead.sign()
-    half = (torch.arange(x[0].numel(), device=x.device) % 2).view_as(x[:1])
+    place = torch.arange(x[0].numel(), device=x.device, dtype=torch.float64)
+    half = ((place * GOLDEN % 1) < 0.5).to(x).view_as(x[:1])  # which of them no turning around of features leaves alone
     still = shown(model, x)
     if still is None:
         return False

@@ -174,6 +174,32 @@ def test_what_is_smooth_fine_or_mixed_is_left_alone_for_next_to_nothing(front, t
     assert (row.forward_samples, row.backward_samples) == (4 * ASKED, 0)
 
 
+TURNED = {  # images [B, 2, 4, 6]
+    "channels last": lambda x: x.permute(0, 2, 3, 1),
+    "channels last, copied": lambda x: x.permute(0, 2, 3, 1).contiguous(),
+    "rows before channels": lambda x: x.transpose(1, 2),
+    "mirrored": lambda x: x.flip(2),
+    "rows for columns": lambda x: x.transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("turned", TURNED)
+@pytest.mark.parametrize("threat", [THREATS[0], THREATS[3]], ids=str)
+def test_features_that_the_first_layer_is_given_in_another_order_are_left_to_others(turned, threat):
+    x = torch.rand(40, 2, 4, 6, generator=torch.Generator().manual_seed(1))
+    width = TURNED[turned](x).shape[-1]
+    layer, last = linear(features=width, classes=8), linear(features=8 * 48 // width)
+    model = Before(lambda x: layer(TURNED[turned](rounded(x))), Before(lambda z: z.relu().flatten(1), last))
+    y = model(x).argmax(1)
+    found = measure(model, x, y, threat=threat, suite=["crossings"])
+    assert found.problems == ()
+    assert found.attacks[0].backward_samples == 0
+    assert measure(model, x, y, threat=threat, suite=["margin", "crossings"]).problems == ()
+    away, same = smallest_crossings(model, x, y, threat=threat)
+    assert away.isinf().all()
+    assert torch.equal(same, x)
+
+
 def test_a_model_that_calls_no_layer_is_asked_once():
     x = torch.rand(40, 3)
     model = Before(rounded, nn.Identity())
