@@ -148,8 +148,8 @@ class Engine:
             return 0
         before, passes, started = search.fooled.clone(), self._passes(), time.perf_counter()
         # A model that calls for these has slopes that bfloat16 cannot follow to the end.
-        exact = search.exact if config.samples in ("spare", "winding") else None
-        search.rng, search.model = player.rng, exact or self.views.now.searched
+        now, exactly = self.views.now, config.samples in ("spare", "winding")
+        search.rng, search.model = player.rng, now.model if exactly else now.searched
         if self.tell is not None:
             self.tell(config.name, int((~search.fooled).sum()))
         try:

@@ -136,6 +136,22 @@ def test_values_behind_labels_are_judged_by_themselves_where_the_search_is_coars
     assert found.passes < 2 * soft.passes
 
 
+def test_what_slopes_call_for_late_follows_the_view_too_where_the_search_is_coarse(winners, monkeypatch):
+    followed, attack = [], engine.Engine._attack
+
+    def noted(at_work, tally, rows):
+        if tally.config.samples in ("spare", "winding"):
+            followed.append((at_work.search.model, at_work.views.now.model, at_work.meter))
+        attack(at_work, tally, rows)
+
+    monkeypatch.setattr(engine.Engine, "_attack", noted)
+    x, y = shown(100)
+    found = measure(winners, x, y, threat=WON, precision="bf16")
+    assert_honest(winners, x, y, found)
+    assert any(view is not meter for _, view, meter in followed)
+    assert all(model is view for model, view, _ in followed)
+
+
 class Sent(nn.Module):
     """A gate sends each sample to one of two nets."""
 
