@@ -15,7 +15,7 @@ from tasks.metrics import EvaluationConfig, Sign, examine, measure, security_cur
 from tasks.metrics.budget import violation
 from tasks.metrics.escalation import _merged, _without_gradients
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
-from tasks.metrics.signs import QUESTIONS
+from tasks.metrics.signs import QUESTIONS, answer_to
 from tasks.models.planted import Quantised, Saturated
 
 N = 200
@@ -204,6 +204,15 @@ def test_a_question_that_the_model_does_not_survive_is_an_alarm(planted, images)
     sign = next(sign for sign in soundness.signs if sign.name == "answers depend on the batch")
     assert sign.state == "alarm"
     assert "RuntimeError" in sign.says
+
+
+def test_what_a_model_raises_is_told_without_its_secrets():
+    def fails():
+        raise ValueError("no answer from https://user:" + "canary-of-sign@host/x")
+
+    sign = answer_to("no gradients", fails)
+    assert sign.state == "alarm"
+    assert sign.says == "When it was asked, the model raised ValueError: no answer from https://***@host/x."
 
 
 def passes_over(model, x, y, *, threat, rng):

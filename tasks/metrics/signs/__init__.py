@@ -24,6 +24,7 @@ from tasks.metrics.signs.masking import black_box, larger_budget, misfit, one_st
 from tasks.metrics.signs.measuring import company, labels, one_answer, reseeded, reverified
 from tasks.metrics.signs.probe import Probe, moot, raised
 from tasks.metrics.soundness import Sign
+from tasks.redact import told
 
 __all__ = ["BUDGET", "QUESTIONS", "Probe", "answer_to", "ask", "settled"]
 
@@ -74,7 +75,7 @@ def answer_to(name: str, question: Callable[[], A]) -> A | Sign:
     try:
         return question()
     except Exception as failure:  # a user's model may raise anything; nobody may take that for a good sign
-        says = f"the model raised {type(failure).__name__} when it was asked: {failure}"
+        says = f"when it was asked, the model raised {told(failure)}"
         return raised(name, "measurement", True, 1.0, 0.0, torch.zeros(0, dtype=torch.long), says)
 
 
