@@ -126,6 +126,7 @@ class Hidden:
     by_noise: bool
 
 
+@torch.inference_mode(False)  # as measure()
 def binarise(
     model: nn.Module,
     x: Tensor,

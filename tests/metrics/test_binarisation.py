@@ -151,6 +151,16 @@ def test_an_attack_that_lends_them_gradients_passes(net, wrapper):
     assert found.passed
 
 
+def test_a_caller_who_asks_for_no_gradients_gets_the_same():
+    model, x, suite = linear(), rows(4), ["margin"]
+    expected = binarise(model, x, threat=LINF, suite=suite)
+    with torch.inference_mode():
+        found = binarise(model, x.clone(), threat=LINF, suite=suite)
+        assert torch.is_inference_mode_enabled()
+    assert found == expected
+    assert found.tested == 4
+
+
 def test_the_model_is_left_exactly_as_it_was_and_keeps_no_hook():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2)).train()
