@@ -4,7 +4,7 @@ Shapes: B = batch, ... = any input shape.
 """
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 import torch
@@ -95,7 +95,7 @@ class Thresholds:
 
     def of(self, rows: Tensor) -> Self:
         """Those of some of the samples."""
-        return type(self)(*(part[rows] for part in astuple(self)))
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def crossed(self, slope: Tensor, threat: ThreatModel, eps: Radius) -> Tensor:
         """The changes within eps, [B, ...], after which a function with this slope is the lowest.

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -145,6 +146,17 @@ def test_no_threshold_is_missed_and_none_sought_much_too_far(halvings):
         known = (truth <= reach) & (nth <= 2)
         assert (there | ~known)[truth > CLOSEST * reach].all()
     assert found.count.max() > 10
+
+
+def test_of_thresholds_only_those_asked_for_are_copied(monkeypatch):
+    model = Before(rounded, linear())
+    x, _ = drawn(model)
+    found = Thresholds.ahead(model, x, torch.ones_like(x), THREATS[0], most=2.0, halvings=8)
+    monkeypatch.setattr("copy.deepcopy", lambda *_: pytest.fail("all of them are copied"))
+    rows = torch.tensor([3, 1])
+    some = found.of(rows)
+    for field in fields(Thresholds):
+        assert torch.equal(getattr(some, field.name), getattr(found, field.name)[rows])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l0", "l0-pixels", "unbounded"])
