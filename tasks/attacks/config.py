@@ -145,6 +145,7 @@ class AttackConfig(BaseModel, frozen=True, extra="forbid"):
 
     def _known(self) -> Attack:
         attack = lookup("attack", self.name, ATTACKS)
+        _check_function(self.name, attack)
         parameters, known = _parameters(attack), _defaults(attack)
         for key in self.params:
             if key not in known:
@@ -288,7 +289,21 @@ def _kinds(parameter: inspect.Parameter) -> list[type]:
     return [kind for kind in KINDS if kind is default or kind.__name__ in words]
 
 
-def _source_digest(attack: Attack) -> str:
+def _check_function(name: str, attack: object) -> None:
+    """Raise WrongInput for an object that can be called, or not even that: what it holds would be in no digest."""
+    if not inspect.isroutine(inspect.unwrap(_unbound(attack))):
+        raise WrongInput(
+            f"attack {name!r} is a {type(attack).__name__} and no function, so that no digest would tell what it does. "
+            "Write a function (model, x, y, *, threat, rng), and parameters as functools.partial of it."
+        )
+
+
+def _unbound(attack: Any) -> Any:
     while isinstance(attack, partial):
         attack = attack.func
+    return attack
+
+
+def _source_digest(attack: Attack) -> str:
+    attack = _unbound(attack)
     return hashlib.sha256(inspect.getsource(attack).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Attacks and suites by name: what their digest follows, and what a wrong name is told."""
 
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -14,6 +15,31 @@ from tasks.errors import UnknownPart, WrongInput
 
 def sticker(model, x, y, *, threat, rng, size: int = 2):
     return x.clone()
+
+
+class Sticker:
+    """What an instance holds is in no digest."""
+
+    def __init__(self, size: int = 2) -> None:
+        self.size = size
+
+    def __call__(self, model, x, y, *, threat, rng):
+        return x.clone()
+
+
+an_object, a_number, large = Sticker(), 3, partial(sticker, size=9)
+
+
+@pytest.mark.parametrize("name", ["an_object", "a_number", "Sticker"])
+def test_what_is_no_function_is_refused_before_anything_runs(name):
+    with pytest.raises(WrongInput, match=rf"attack '{__name__}:{name}' is a .* and no function.*functools\.partial"):
+        as_suite([f"{__name__}:{name}"])
+
+
+def test_a_function_with_parameters_bound_is_an_attack():
+    config = AttackConfig(name=f"{__name__}:large")
+    assert as_suite([config]).attacks == (config,)
+    assert config.resolved()["params"] == {"size": 9}
 
 
 def test_a_suite_s_digest_follows_parameters_and_order_but_not_the_name():
