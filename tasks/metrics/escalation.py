@@ -225,20 +225,23 @@ def _escalated(
     for number, rows in enumerate(standing.split(BLOCK) if len(standing) else ()):
         rng = generator(x.device, outcomes.seed, "escalation", name, number)
         search = Search(view, x[rows], y[rows], threat=outcomes.threat, rng=rng, straight=outcomes.straight)
-        known = search.standing()
-        search.look(known, outcomes.nearest[rows.cpu()].to(x)[known], inside=True)
+        begin = search.standing()
+        search.look(begin, outcomes.nearest[rows.cpu()].to(x)[begin], inside=True)
         try:
             if len(still := search.standing()):
                 attempt(search, still)
         except Exception as failure:  # the model may raise anything; what was found until then counts
             problems.append(f"escalation: {name}: raised {told(failure)}")
-        nearest[rows.cpu()], margin[rows.cpu()] = search.nearest.to(nearest), search.margin.to(margin)
         hit = search.fooled.nonzero().flatten()
         answer = judged(meter, search.nearest[hit])[1] if len(hit) else y[:0]
         held = answer != y[rows[hit]]
         at = rows[hit[held]].cpu()
         fell[at], prediction[at] = True, answer[held].cpu()
         x_adv[at] = search.nearest[hit[held]].to(x_adv)
+        known = ~search.fooled  # what the judge rejects is no point that comes near
+        known[hit[held]] = True
+        at = rows[known].cpu()
+        nearest[at], margin[at] = search.nearest[known].to(nearest), search.margin[known].to(margin)
     attack = AttackOutcome(
         name=f"escalation: {name}",
         tried=~outcomes.fooled,
