@@ -12,7 +12,7 @@ from tasks.attacks import ThreatModel
 from tasks.attacks.crossings import smallest_crossings
 from tasks.attacks.fmn import minimum_norm
 from tasks.attacks.geometry import distance
-from tasks.attacks.search import at_once
+from tasks.attacks.search import at_once, margins
 from tasks.metrics.cell import BLOCK, CPU, judged
 from tasks.metrics.code import grounds
 from tasks.metrics.draws import generator, seed_all
@@ -101,7 +101,7 @@ def _searched(
             x_adv[rows[fell]] = blocks[-1].x_adv.to(x)[fell]
         started, forward = time.perf_counter(), meter.forward_samples
         seed_all(generator(CPU, outcomes.seed, NAME, "judge").initial_seed())
-        prediction = judged(meter, x_adv)[1]
+        logits, prediction = judged(meter, x_adv)
     known = outcomes.fooled.to(device) & correct
     late = (prediction != y) & ~fooled & (distance(x, x_adv, threat) <= threat.eps) & correct
     away[known] = torch.minimum(away[known], distance(x, x_adv, threat)[known])
@@ -115,7 +115,8 @@ def _searched(
         backward_samples=sum(block.backward_samples for block in blocks),
         seconds=time.perf_counter() - started + sum(block.seconds for block in blocks),
     )
-    return outcomes.joined(row, x_adv, prediction), away.cpu()
+    margin = torch.where(late, margins(logits.float(), y), outcomes.margin.to(device))
+    return outcomes.joined(row, x_adv, prediction, margin=margin), away.cpu()
 
 
 def search_block(

@@ -303,7 +303,7 @@ def _with_probes(probe: Probe) -> Outcomes:
     if not probe.fell.any():
         return probe.outcomes
     attack = AttackOutcome(name="signs", tried=~probe.outcomes.fooled, fooled=probe.fell.cpu())
-    return probe.outcomes.joined(attack, probe.x_adv, probe.prediction)
+    return probe.outcomes.joined(attack, probe.x_adv, probe.prediction, margin=probe.margin)
 
 
 def _lowered(curve: Sequence[CurvePoint], outcomes: Outcomes, confidence: float = 0.95) -> Curve:

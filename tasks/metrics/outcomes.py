@@ -86,12 +86,13 @@ class Outcomes:
         x_adv: Tensor,
         prediction: Tensor,
         *,
+        margin: Tensor,
         nearest: Tensor | None = None,
-        margin: Tensor | None = None,
     ) -> "Outcomes":
         """With one more attack, whose finds x_adv [N, ...] are taken for prediction [N].
 
-        nearest [N, ...] and margin [N] are the nearest points known after it, where it has moved them.
+        margin [N] is that of the nearest points known after it, x_adv where it fooled; nearest [N, ...] are the others,
+        where it has moved them.
         """
         fell = attack.fooled.view(-1, *[1] * (x_adv.ndim - 1))
         return replace(
@@ -99,7 +100,7 @@ class Outcomes:
             fooled=self.fooled | attack.fooled,
             x_adv=torch.where(fell, x_adv.to(self.x_adv), self.x_adv),
             nearest=torch.where(fell, x_adv.to(self.nearest), self.nearest if nearest is None else nearest),
-            margin=self.margin if margin is None else margin,
+            margin=margin.to(self.margin),
             prediction=torch.where(attack.fooled, prediction.cpu(), self.prediction),
             attacks=(*self.attacks, attack),
             forward_samples=self.forward_samples + attack.forward_samples,

@@ -5,6 +5,7 @@ import torch
 
 from tasks.attacks import AttackConfig, ThreatModel
 from tasks.attacks.fmn import minimum_norm
+from tasks.attacks.search import margins
 from tasks.metrics import EvaluationConfig, evaluate, measure
 from tasks.metrics.curve import security_curve
 from tasks.models.planted import Quantised
@@ -101,5 +102,6 @@ def test_what_only_the_curve_s_search_fools_counts_as_fooled(norm):
     assert merged.fooled[away < 0.98 * threat.eps].all()
     assert torch.equal(merged.attacks[-1].fooled, merged.fooled & ~weak.fooled)
     assert merged.attacks[:-1] == weak.attacks
+    torch.testing.assert_close(merged.margin, margins(model(merged.nearest), y), atol=1e-5, rtol=1e-4)
     (meeting,) = [point for point in points if point.eps == threat.eps]
     assert meeting.robust.value == pytest.approx(merged.robust_accuracy)

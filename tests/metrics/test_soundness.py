@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel
-from tasks.attacks.search import Search
+from tasks.attacks.search import Search, margins
 from tasks.data import digits
 from tasks.errors import WrongInput
 from tasks.metrics import EvaluationConfig, Sign, examine, measure, security_curve
@@ -120,6 +120,17 @@ def test_a_weak_suite_is_made_good_by_the_escalation(planted, images, fault):
         answers = model(outcomes.x_adv).argmax(1)
     assert torch.equal(answers != y, outcomes.fooled)
     assert torch.equal(answers[outcomes.fooled], outcomes.prediction[outcomes.fooled])
+
+
+def test_what_only_a_sign_fools_has_the_margin_of_the_input_that_fooled(planted, images):
+    x, y = images
+    model = planted["plain MLP"].model
+    weak = measure(model, x, y, threat=THREAT, suite=[AttackConfig(name="noise", params={"draws": 1})])
+    outcomes, _, _ = examine(model, x, y, outcomes=weak)
+    fell = next(attack.fooled for attack in outcomes.attacks if attack.name == "signs")
+    assert fell.any()
+    lead = margins(model(outcomes.nearest), y)
+    torch.testing.assert_close(outcomes.margin[fell], lead[fell], atol=1e-4, rtol=1e-4)
 
 
 def test_cross_entropy_without_a_slope_is_an_alarm_until_something_follows_the_margin(planted, images):

@@ -35,9 +35,11 @@ class Probe:
     fell: Tensor = field(init=False)  # bool [N]: fooled by a probe, after standing against the suite
     x_adv: Tensor = field(init=False)
     prediction: Tensor = field(init=False)  # int64 [N]
+    margin: Tensor = field(init=False)  # float [N]: of what fooled, and else as the outcomes know it
 
     def __post_init__(self) -> None:
         self.fell = torch.zeros_like(self.y, dtype=torch.bool)
+        self.margin = self.outcomes.margin.to(self.x.device).clone()
         self.x_adv, self.prediction = (
             self.outcomes.x_adv.to(self.x).clone(),
             self.outcomes.prediction.to(self.y).clone(),
@@ -81,10 +83,12 @@ class Probe:
         hit = found.fooled.nonzero().flatten()
         if not len(hit):
             return rows[hit]
-        answer = judged(self.meter, found.nearest[hit])[1]
-        hit, answer = hit[answer != self.y[rows[hit]]], answer[answer != self.y[rows[hit]]]
-        self.fell[rows[hit]], self.x_adv[rows[hit]], self.prediction[rows[hit]] = True, found.nearest[hit], answer
-        return rows[hit]
+        logits, answer = judged(self.meter, found.nearest[hit])
+        held = answer != self.y[rows[hit]]
+        hit, at = hit[held], rows[hit[held]]
+        self.fell[at], self.x_adv[at], self.prediction[at] = True, found.nearest[hit], answer[held]
+        self.margin[at] = margins(logits[held].float(), self.y[at]).to(self.margin)
+        return at
 
 
 def tied(logits: Tensor, y: Tensor) -> Tensor:
