@@ -17,6 +17,7 @@ from tasks.metrics.config import EvaluationConfig
 from tasks.metrics.curve import security_curve
 from tasks.metrics.escalation import examine
 from tasks.metrics.groups import by_class, by_pair
+from tasks.metrics.isolation import home, may_pay_in_bf16
 from tasks.metrics.outcomes import Outcomes, measure
 from tasks.metrics.pairs import attack_pairs, check_pairs
 from tasks.metrics.report import RobustnessReport, ThreatReport, packed
@@ -127,7 +128,8 @@ def evaluate_threat(
 
 def _facts(model: nn.Module, x: Tensor, y: Tensor, config: EvaluationConfig, weights: str) -> dict[str, object]:
     """What the result under any threat model follows from, besides the threat model and where the attacks begin."""
-    own = {"stage": "threat", "weights": weights, "samples": tensor_digest(x, y)}
+    chosen = config.precision == "auto" and may_pay_in_bf16(model, x, home(model, x))  # else every machine takes fp32
+    own = {"stage": "threat", "weights": weights, "samples": tensor_digest(x, y), "precision chosen": chosen}
     return {**own, **grounds(model, x), **config.facts()}
 
 

@@ -120,10 +120,7 @@ def pays_in_bf16(meter: Meter, x: Tensor) -> bool:
     Decided by the arithmetic of one pass and not by a clock, so that a seed gives the same result every time;
     infra/bench/precision.py measures that it pays.
     """
-    if x.dtype != torch.float32 or meter.narrow is not None or not _fast_bf16(x.device):
-        return False
-    weights = sum(p.numel() for p in meter.parameters())
-    if 2 * weights * math.prod(x.shape[2:]) < WORTH_FLOPS:  # no layer has more places than the input
+    if meter.narrow is not None or not may_pay_in_bf16(meter, x, (x.device, x.dtype)):
         return False
     part = x[:PROBE]
     with torch.no_grad(), Arithmetic() as counter:
@@ -134,6 +131,15 @@ def pays_in_bf16(meter: Meter, x: Tensor) -> bool:
         coarse = Coarse(meter, channels_last=False)(part)
     same = (coarse.argmax(1) == plain.argmax(1)).float().mean()
     return bool(coarse.isfinite().all()) and same.item() > SAME_ANSWERS
+
+
+def may_pay_in_bf16(model: nn.Module, x: Tensor, at: tuple[torch.device, torch.dtype]) -> bool:
+    """Whether hardware and sizes leave it open, before the model is asked; at: where, and in what, it is searched."""
+    device, dtype = at
+    if dtype != torch.float32 or not _fast_bf16(device):
+        return False
+    weights = sum(p.numel() for p in model.parameters())
+    return 2 * weights * math.prod(x.shape[2:]) >= WORTH_FLOPS  # no layer has more places than the input
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import tasks.metrics.outcomes
 import tasks.metrics.report
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.attacks import config as of_attacks
-from tasks.metrics import CellStore, EvaluationConfig, Outcomes, evaluate, measure, security_curve
+from tasks.metrics import CellStore, EvaluationConfig, Outcomes, evaluate, isolation, measure, security_curve
 from tasks.metrics.signs import QUESTIONS
 from tasks.metrics.store import key, tensor_digest
 
@@ -174,6 +174,22 @@ def test_no_pass_is_spent_on_a_stored_cell_but_those_of_the_probes(model, sample
     counting.passes = 0
     security_curve(counting, *samples, outcomes=warm, **known)
     assert counting.passes == 1  # the judge's, on all samples
+
+
+def test_machines_that_choose_another_precision_share_no_entry_and_others_do(model, samples, store, monkeypatch):
+    config = EvaluationConfig(threats=(LINF,), suite="quick")
+
+    def found(*, fast: bool, worth: float) -> tuple[str, tuple[str, ...]]:
+        monkeypatch.setattr(isolation, "_fast_bf16", lambda device: fast)
+        monkeypatch.setattr(isolation, "WORTH_FLOPS", worth)
+        report, (outcomes,) = evaluate(model, *samples, config, store=store, weights_digest="w", model_code="c")
+        return outcomes.precision, report.recalled
+
+    assert found(fast=False, worth=1.0) == ("fp32", ())
+    assert found(fast=True, worth=1.0) == ("bf16", ())
+    assert found(fast=True, worth=1e9) == ("fp32", (LINF.name,))  # too small a model to be asked: as on any machine
+    assert found(fast=False, worth=1.0) == ("fp32", (LINF.name,))
+    assert found(fast=True, worth=1.0) == ("bf16", (LINF.name,))
 
 
 def test_an_unchanged_evaluation_asks_the_model_nothing_and_says_the_same(model, samples, store):
