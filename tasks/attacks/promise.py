@@ -91,4 +91,4 @@ def _clean(search: Search, rows: Tensor, target: Tensor) -> Tensor:
 def ranked(search: Search, samples: Tensor) -> Tensor:
     """The other classes, likeliest first: [R, C - 1]."""
     others = search.logits[samples].scatter(1, search.y[samples].unsqueeze(1), float("-inf"))
-    return others.argsort(1, descending=True)[:, :-1]
+    return others.argsort(dim=1, descending=True, stable=True)[:, :-1]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tasks.attacks import ThreatModel, arms
 from tasks.attacks.arms import classes
-from tasks.attacks.promise import NEAR, REACH
+from tasks.attacks.promise import NEAR, REACH, ranked
 from tasks.attacks.search import Search, sloped
 from tasks.metrics.isolation import Meter
 
@@ -44,6 +44,13 @@ def test_what_the_slopes_foretell_is_exact_where_the_model_is_linear(norm):
     told = 1.0 - OFFSETS[1:] - strongest(SLOPES[1:], norm)
     assert torch.allclose(found.foretold[:, 1:], told.expand(3, 3), atol=1e-6)
     assert found.foretold[:, 0].isnan().all()  # nobody aims at a sample's own class
+
+
+def test_classes_that_tie_keep_their_order():
+    x, tied = torch.full((3, 4), 0.5), torch.zeros(3, 200)
+    tied[:, 100:] = 1.0
+    found = Search(Linear(), x, torch.zeros(3, dtype=torch.long), threat=LINF, rng=torch.Generator(), clean=tied)
+    assert ranked(found, torch.arange(3)).tolist() == [[*range(100, 200), *range(1, 100)]] * 3
 
 
 def test_what_is_out_of_reach_is_not_aimed_at_however_near_its_logit_is():
