@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from tasks.attacks.geometry import distance, farthest, inside, l2, limits, moved, per_sample, to_hyperplane
 from tasks.attacks.threat import ThreatModel
 
-SPARSE = ("l1", "l0", "l0-pixels")  # norms under which few features should move
+FEW_MOVE = ("l1", "l0", "l0-pixels")  # norms under which few features should move
 BEYOND = (1.0, 1.1, 1.3, 1.8, 3.0, 6.0)  # times the way to the estimated boundary, until the model is fooled
 ROUNDS = 8  # of halving a stride, and of halving the way to the boundary
 
@@ -29,7 +29,7 @@ def hopskipjump(
     """
     oracle = _Labels(model, x, y, threat, queries)
     far = _random_start(oracle, rng)
-    if threat.norm in SPARSE:
+    if threat.norm in FEW_MOVE:
         far = _walk_back(oracle, far, torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype))
     edge = _halve(oracle, far, rounds=10)
     iteration = 0
@@ -38,7 +38,7 @@ def hopskipjump(
         draws = min(int(20 * math.sqrt(iteration)), max(oracle.left() // 2, 1))
         normal = _normal(oracle, edge, draws, rng)
         oracle.fools(moved(x, farthest(normal, threat, limits(x, threat)), threat))
-        if threat.norm in SPARSE:
+        if threat.norm in FEW_MOVE:
             stepped = _walk_back(oracle, _onto_plane(oracle, edge, normal), normal.abs())
         else:
             stepped = _step(oracle, edge, normal, 1 / math.sqrt(iteration))

@@ -48,7 +48,7 @@ MIXED = "thinned borrowed stripes noise"
 # Of the suite "warm": how a turn's samples are chosen, the nearest one or more of them, or the same few each time.
 SHARP = {"share": 0.002, "near": 0.005, "fewest": 1}
 BROAD = {"share": 0.04, "near": 0.05, "fewest": 4}
-STEADY = {"share": 0.02, "near": 0.1, "fewest": 4, "growth": 1.0}
+EACH_AGAIN = {"share": 0.02, "near": 0.1, "fewest": 4, "growth": 1.0}
 
 SUITES: dict[str, Suite] = {
     "quick": Suite(
@@ -154,7 +154,7 @@ SUITES: dict[str, Suite] = {
                 _drawn("restarts", {"starts": s, "steps": 16, "cut": 7}, **BROAD, norms=("l2",))
                 for s in ("nearest", "toward", "noise")
             ),
-            *(_drawn("restarts", {"starts": s, "steps": 16, "cut": 7}, **STEADY, norms=("l1",)) for s in VARIED),
+            *(_drawn("restarts", {"starts": s, "steps": 16, "cut": 7}, **EACH_AGAIN, norms=("l1",)) for s in VARIED),
         ),
         again=None,
         effort=2,
