@@ -50,6 +50,22 @@ def test_behind_comparisons_each_attack_has_a_turn_before_any_has_two_and_quick_
     assert found.passes > 0.97 * SUITES["quick"].whole * len(x)
 
 
+def test_behind_comparisons_turns_go_on_for_longer_and_up_to_a_limit(winners, monkeypatch):
+    x, y = shown(100)
+    found = measure(winners, x, y, threat=WON)
+    monkeypatch.setattr(drawing, "MANY", 40.0)
+    limited = measure(winners, x, y, threat=WON)
+    assert 40 * len(x) < limited.passes < 0.8 * found.passes
+    assert limited.capped
+    monkeypatch.setattr(drawing, "MANY", 1000.0)
+    long = measure(winners, x, y, threat=WON)
+    for name in ("BOTH", "STEEP"):
+        monkeypatch.setattr(drawing, name, 0.0)
+    brief = measure(winners, x, y, threat=WON)
+    assert brief.passes < 0.8 * long.passes
+    assert (~long.fooled).sum() <= (~brief.fooled).sum()
+
+
 def test_behind_comparisons_an_attack_that_nobody_follows_descends_on_every_sample(winners, monkeypatch):
     x, y = shown(200)
     found = measure(winners, x, y, threat=WON, suite=["margin"])
