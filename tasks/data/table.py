@@ -47,7 +47,9 @@ def read_table(split: str, *, path: str | Path, label: str = "Class") -> tuple[T
         raise WrongInput(f"{path}: column {label!r} holds one class only, {classes[0]!r}.")
     splits = _splits(features)
     train = features[splits == "train"]
-    low, high = np.nanmin(train, axis=0), np.nanmax(train, axis=0)
+    known = ~np.isnan(train)
+    low = np.min(train, axis=0, initial=np.inf, where=known)
+    high = np.max(train, axis=0, initial=-np.inf, where=known)
     scaled = np.clip((features - low) / np.where(high > low, high - low, 1), 0, 1)
     rows = splits == split
     return torch.from_numpy(scaled[rows].astype(np.float32)), torch.from_numpy(y[rows].astype(np.int64))

@@ -12,7 +12,7 @@ from tasks.metrics import measure, merged
 from tasks.metrics.cell import BLOCK
 from tasks.metrics.drawing import Drawing
 from tasks.metrics.engine import Engine
-from tasks.metrics.isolation import Meter
+from tasks.metrics.isolation import Coarse, Meter
 from tasks.metrics.store import CellStore
 
 EPS = 0.2
@@ -193,11 +193,13 @@ def test_where_slopes_wind_and_few_stand_each_of_them_is_tried_for_longer(monkey
 
 def test_rows_made_for_winding_slopes_follow_them_in_full_precision(monkeypatch):
     search, met = searched(TURNS, "linf"), []
-    search.straight, search.exact = 0.5, Bent(TURNS)
+    search.straight, search.model = 0.5, Coarse(search.model, channels_last=False)
     monkeypatch.setitem(ARMS, "restarts", lambda search, rows, **_: met.append(search.model))
-    engine_of(search, passes=1).run()
+    engine = engine_of(search, passes=1)
+    assert engine.views.now.searched is search.model
+    engine.run()
     assert met
-    assert all(model is search.exact for model in met)
+    assert all(model is engine.views.now.model is engine.meter for model in met)
 
 
 class Mixed(nn.Module):
