@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from flows.config import EvaluateConfig, PipelineConfig
+from tasks.attacks import as_suite
 from tasks.data import Data, dataset_named, load_split
 from tasks.defences import DEFENCES
 from tasks.errors import WrongInput
@@ -22,11 +23,12 @@ def check_parts(config: PipelineConfig | EvaluateConfig, *, here: bool = True) -
 
     here: whether files and modules must be on this machine; else only short names are looked at, which all know.
     """
-    attacks = " ".join(attack.name for attack in config.evaluation.attacks)
     looks: list[tuple[str, str, Callable[[], object]]] = [  # a key, the name there, and the look at it
         ("dataset", config.dataset, lambda: dataset_named(config.dataset)),
-        ("evaluation", attacks, config.evaluation.resolved_suite),
+        ("evaluation", config.evaluation.suite, partial(as_suite, config.evaluation.suite)),
     ]
+    for attack in config.evaluation.attacks:
+        looks.append(("evaluation", f"{attack.name} {attack.params.get('surrogate', '')}", attack.function))
     if isinstance(config, EvaluateConfig):
         looks.append(("model", config.model, lambda: check_named(config.model)))
     else:

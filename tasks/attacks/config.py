@@ -290,12 +290,17 @@ def _kinds(parameter: inspect.Parameter) -> list[type]:
 
 
 def _check_function(name: str, attack: object) -> None:
-    """Raise WrongInput for an object that can be called, or not even that: what it holds would be in no digest."""
+    """Raise WrongInput for what is no function, since no digest would hold what it does, or cannot be called as one."""
     if not inspect.isroutine(inspect.unwrap(_unbound(attack))):
         raise WrongInput(
             f"attack {name!r} is a {type(attack).__name__} and no function, so that no digest would tell what it does. "
             "Write a function (model, x, y, *, threat, rng), and parameters as functools.partial of it."
         )
+    try:
+        inspect.signature(attack).bind("model", "x", "y", threat="threat", rng="rng")  # type: ignore[arg-type]
+    except TypeError as error:
+        instead = f"Write def {name.rpartition(':')[2]}(model, x, y, *, threat, rng), and a default for all else."
+        raise WrongInput(f"attack {name!r} cannot be called: {error}. {instead}") from error
 
 
 def _unbound(attack: Any) -> Any:

@@ -13,6 +13,7 @@ from tasks.data import Data, describe, load
 from tasks.errors import WrongInput
 from tasks.track import client, names
 
+HERE = __name__
 MASK = f"evaluation.threats=[{{norm: linf, eps: 0.1, mask: [{', '.join(['true'] * 7)}]}}]"
 WRONG = [
     ("dataset=two-kind", "dataset: unknown dataset 'two-kind'. Did you mean 'two-kinds'?"),
@@ -33,6 +34,52 @@ UNFIT = [
     ("evaluation.threats=[{norm: linf, eps: 0.1, bounds: [0.4, 0.6]}]", "but the threat model's bounds are 0.4..0.6"),
     ("hardening.model=phishing-mlp", "hardening.model: model 'phishing-mlp' fails on x"),
 ]
+
+
+def of_x_alone(x):
+    return x
+
+
+def without_rng(model, x, y, *, threat):
+    return x
+
+
+def wants_more(model, x, y, *, threat, rng, depth):
+    return x
+
+
+def fits(model, x, y, *, threat, rng, depth=1):
+    return x
+
+
+def takes_anything(*given, **named):
+    return given[1]
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ("of_x_alone", "too many positional arguments"),
+        ("without_rng", "got an unexpected keyword argument 'rng'"),
+        ("wants_more", "missing a required argument: 'depth'"),
+    ],
+)
+def test_an_attack_that_cannot_be_called_is_told(attack, said):
+    with pytest.raises(WrongInput) as refused:
+        check_parts(configured("two-kinds", (f"evaluation.attacks=[{{name: '{HERE}:{attack}'}}]",)))
+    assert f"evaluation: attack '{HERE}:{attack}' cannot be called: {said}" in str(refused.value)
+    assert "Write def " in str(refused.value)
+    assert "(model, x, y, *, threat, rng)" in str(refused.value)
+
+
+@pytest.mark.parametrize("attack", ["fits", "takes_anything"])
+def test_an_attack_that_can_be_called_is_let_through(attack):
+    check_parts(configured("two-kinds", (f"evaluation.attacks=[{{name: '{HERE}:{attack}'}}]",)))
+
+
+def test_a_parameter_that_the_config_gives_is_not_missing():
+    named = f"{{name: '{HERE}:fits', params: {{depth: 2}}}}"
+    check_parts(configured("two-kinds", (f"evaluation.attacks=[{named}]",)))
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +157,27 @@ def test_a_plan_may_name_what_is_on_other_machines(home, change):
     plan = adopt("m", "digits", (change,))
     with pytest.raises(WrongInput):
         check_parts(plan)  # as a run of it does, wherever that is
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (("evaluation.suite=warmm", "evaluation.attacks=[{name: 'acme:mine'}]"), "unknown suite 'warmm'"),
+        (("evaluation.attacks=[{name: 'acme:mine'}, {name: squared}]",), "unknown attack 'squared'"),
+        (("evaluation.attacks=[{name: 'acme:mine'}, {name: pgd, params: {stops: 9}}]",), "no parameter 'stops'"),
+    ],
+)
+def test_what_a_plan_names_beside_a_part_of_another_machine_is_looked_at(home, changes, said):
+    with pytest.raises(WrongInput, match=said):
+        adopt("m", "digits", changes)
+    assert names() == ()
+
+
+def test_an_attack_of_another_machine_is_taken_on_trust_beside_known_ones(home):
+    named = "{name: 'acme:mine', params: {depth: 3}}, {name: transfer, params: {surrogate: 'acme:other'}}, {name: pgd}"
+    plan = adopt("m", "digits", (f"evaluation.attacks=[{named}]",))
+    assert [attack.name for attack in plan.evaluation.attacks] == ["acme:mine", "transfer", "pgd"]
+    assert names() == ("m",)
 
 
 @pytest.mark.server
