@@ -16,7 +16,7 @@ from tasks.data.digits import digits
 from tasks.data.idx import mnist
 from tasks.data.synthetic import two_kinds_of_feature
 from tasks.data.table import phishing, read_labels, read_table
-from tasks.errors import DataMissing, EvidenceBroken, WrongInput
+from tasks.errors import DataMissing, EvidenceBroken, RedoubtError, WrongInput
 from tasks.lookup import lookup
 
 Split = Literal["train", "select", "test"]
@@ -46,7 +46,7 @@ class Data(BaseModel, frozen=True, extra="forbid"):
 def load(name: str) -> dict[Split, Pair]:
     """Every split of a dataset: x [N, ...] floats and y [N] int64. Raises WrongInput, DataMissing or UnknownPart."""
     function = dataset_named(name)
-    return {split: _pair(name, split, function(split)) for split in SPLITS}
+    return {split: _read(name, split, function) for split in SPLITS}
 
 
 def load_split(data: Data, split: str) -> Pair:
@@ -89,7 +89,8 @@ def _labels(name: str, classes: int) -> tuple[str, ...]:
     except WrongInput:  # whoever describes tensors of no dataset that we know
         return ()
     if isinstance(function, partial) and function.func is read_table:
-        labels = read_labels(function.keywords["path"])[:classes]  # a last class may be in no training row
+        told = {key: value for key, value in function.keywords.items() if key in ("path", "label")}
+        labels = read_labels(**told)[:classes]  # a last class may be in no training row
     else:
         labels = getattr(function, "labels", ())
         if not isinstance(labels, str | tuple | list) or not all(isinstance(label, str) for label in labels):
@@ -115,6 +116,21 @@ def dataset_named(name: str) -> DatasetFunction:
     if "/" in name and not path.exists():
         raise DataMissing(f"dataset path {name!r} does not exist. Name a CSV, or a folder with MNIST's four IDX files.")
     return lookup("dataset", name, DATASETS)
+
+
+def _read(name: str, split: str, function: DatasetFunction) -> Pair:
+    """One split. Raises WrongInput for whatever a function of the user's own raises on it."""
+    try:
+        return _pair(name, split, function(split))
+    except RedoubtError:
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise WrongInput(
+            f"dataset {name!r} raised {type(error).__name__}: {error} on split {split}; write "
+            f"def {name.rpartition(':')[2]}(split) -> (x, y) that answers for train, select and test."
+        ) from error
 
 
 def _pair(name: str, split: str, loaded: object) -> Pair:

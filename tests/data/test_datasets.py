@@ -1,5 +1,7 @@
 import gzip
 import struct
+import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -219,6 +221,51 @@ def test_the_digest_follows_every_pixel_and_a_changed_dataset_is_refused():
     assert describe("digits", splits).digest != before.digest
     with pytest.raises(EvidenceBroken, match="changed while the run"):
         load_split(Data(**{**before.model_dump(), "digest": "0" * 16}), "test")
+
+
+def raises(split):
+    raise KeyError(f"{split}.npy")
+
+
+def wants_two(split, folder):
+    return torch.zeros(3, 2), torch.zeros(3)
+
+
+def asks_for_a_folder(split):
+    raise DataMissing("set ACME_DATA to the folder")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("raises", r"raised KeyError: 'train\.npy' on split train; write def raises\(split\) -> \(x, y\)"),
+        ("wants_two", r"raised TypeError: .*'folder' on split train; write def wants_two\(split\)"),
+    ],
+)
+def test_a_dataset_function_that_raises_is_named_with_its_split(function, said):
+    with pytest.raises(WrongInput, match=f"dataset '{__name__}:{function}' {said}") as refused:
+        load(f"{__name__}:{function}")
+    assert refused.value.__cause__ is not None
+
+
+def test_what_a_dataset_says_itself_is_left_as_it_is():
+    with pytest.raises(DataMissing, match=r"^set ACME_DATA to the folder$"):
+        load(f"{__name__}:asks_for_a_folder")
+
+
+def test_a_table_s_classes_are_named_by_the_column_that_is_its_label(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.random((300, 3)), columns=list("abc")).assign(target=rng.choice(["bad", "good"], 300))
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    for number, function in enumerate(
+        (
+            partial(read_table, path=tmp_path / "t.csv", label="target"),
+            partial(partial(read_table, path=tmp_path / "t.csv"), label="target"),
+        )
+    ):
+        monkeypatch.setattr(sys.modules[__name__], "tickets", function, raising=False)
+        name = f"{__name__}:tickets"
+        assert describe(name, load(name)).labels == ("bad", "good"), number
 
 
 def test_the_summary_has_one_true_row_a_sample():
