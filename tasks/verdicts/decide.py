@@ -110,7 +110,8 @@ def _attacked(threat: ThreatReport) -> Check:
     name, broken = f"attacks under {threat.threat}", problems(threat)
     if broken:
         return Check(name=name, outcome="cannot tell", reason="; ".join(broken))
-    names = ", ".join(row.name for row in threat.attacks if row.tried and row.of_suite)
+    tried = (row for row in threat.attacks if row.tried and row.of_suite)
+    names = ", ".join(row.name for row in tried if row.forward_samples + row.backward_samples > 0)  # some had no turn
     if not names:
         return Check(name=name, outcome="cannot tell", reason=f"no attack tried a sample under {threat.threat}")
     return Check(name=name, outcome="pass", reason=f"{names} ran to the end under {threat.threat}")

@@ -102,6 +102,22 @@ def test_the_smallest_sample_answers_for_every_floor_and_with_a_champion_for_eve
         Policy(clean_floor=1.0).smallest_sample()
 
 
+def test_only_attacks_that_spent_something_are_said_to_have_run(report):
+    first, *rest = report.threats[0].attacks
+    idle = first.model_copy(update={"name": "idle", "tried": 500, "forward_samples": 0, "backward_samples": 0})
+
+    def said(*attacks: AttackRow) -> tuple[str, str]:
+        verdict = judge(under(report, attacks=attacks), Policy(floor=0.5))
+        check = next(check for check in verdict.checks if check.name == f"attacks under {LINF}")
+        return check.outcome, check.reason
+
+    outcome, reason = said(idle, first, *rest)
+    assert outcome == "pass"
+    assert first.name in reason
+    assert "idle" not in reason
+    assert said(idle) == ("cannot tell", f"no attack tried a sample under {LINF}")
+
+
 # --- against the champion
 
 
