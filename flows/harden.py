@@ -52,7 +52,7 @@ def harden_model(name: str, version: int | None = None, reason: str = "", cooldo
     why = why_not(name, failed, plan, cooldown_hours)
     if why or plan is None:
         says = f"{name!r} was not hardened: {why}"
-        logging.getLogger("redoubt").info(says)
+        logging.getLogger("redoubt").info(says, extra={"result": True})
         return Hardened(name=name, failed=failed, hardened=False, says=says)
     story = _hardened(plan, failed, reason)
     says = (

@@ -110,6 +110,7 @@ def show_steps() -> None:
     log.propagate = False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Harmless("  %(message)s"))
+    handler.addFilter(lambda record: not hasattr(record, "result"))  # which the command prints itself
     log.addHandler(handler)
 
 

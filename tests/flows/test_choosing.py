@@ -1,6 +1,8 @@
 """What is due, what waits, and whose plan it is: decided from what stands in the registry, without one attack."""
 
 import json
+import logging
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import cache
 
@@ -313,6 +315,22 @@ def test_without_a_plan_or_a_version_nothing_is_hardened_and_the_command_says_wh
     found = harden_model.fn("bare", 1, reason="a test")
     assert (found.hardened, found.failed) == (False, 1)
     assert "redoubt adopt bare --like RECIPE" in found.says
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_why_nothing_is_hardened_is_said_once(home, monkeypatch, capsys, words):
+    registry("pass")
+    log = logging.getLogger("redoubt")
+    monkeypatch.setattr(log, "handlers", [])
+    monkeypatch.setattr("flows.ephemeral.prefect_api", lambda: nullcontext(lambda: None))
+    monkeypatch.setattr("flows.harden.harden_model", harden_model.fn)
+    monkeypatch.setattr("sys.argv", ["redoubt", "harden", NAME, *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    assert stop.value.code == 0
+    assert said.out.count("was not hardened") == 1
+    assert "was not hardened" not in said.err
 
 
 @pytest.mark.parametrize(
