@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
-from flows.config import EvaluateConfig, parse_evaluation, threat_of
+from flows.config import EvaluateConfig, parse_evaluation
 from flows.recipes import change, configured
 from tasks.attacks.threat import Norm
 from tasks.data import Data, describe, load
@@ -48,7 +48,7 @@ def asked(
         values["dataset"] = dataset
     evaluation: dict[str, Any] = values["evaluation"]
     if eps is not None or norm == "unbounded":
-        evaluation["threats"] = [threat_of(norm or "linf", eps).model_dump(mode="json")]
+        evaluation["threats"] = [{"norm": norm or "linf"} | ({} if eps is None else {"eps": eps})]  # bounds may follow
     evaluation |= {k: v for k, v in {"suite": suite, "samples": samples, "seed": seed}.items() if v is not None}
     if floor is not None:
         values["policy"] = values.get("policy", {}) | {"floor": floor, "floors": {}}

@@ -432,6 +432,16 @@ def test_a_model_that_was_never_evaluated_needs_a_radius_only_where_the_norm_has
             asked(model, dataset=dataset, norm=None, eps=None, **words)
 
 
+def test_a_radius_is_held_against_the_bounds_that_are_set_beside_it():
+    words = dict.fromkeys(("like", "name", "suite", "samples", "seed", "floor", "norm"))
+    words |= {"dataset": "two-kinds", "eps": "5"}
+    bounds = ("evaluation.threats.0.bounds=[0, 255]",)
+    (threat,) = asked("tasks.models.networks:two_kinds_mlp", changes=bounds, **words).evaluation.threats
+    assert (threat.eps, threat.bounds) == (5, (0, 255))
+    with pytest.raises(WrongInput, match=r"eps=5 spans the whole input range 0\.\.1.*eps='5/255'"):
+        asked("tasks.models.networks:two_kinds_mlp", changes=(), **words)
+
+
 def test_adopt_prints_the_plan_and_says_how_to_make_one(home, capsys, monkeypatch):
     def call(*words: str) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["redoubt", "adopt", *words])
