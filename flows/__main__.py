@@ -10,6 +10,7 @@ from flows.commands import COMMANDS
 from flows.exits import BROKE, EXIT, WRONG_INPUT
 from tasks.errors import RedoubtError, WrongInput
 
+RESUMED = ("run", "evaluate", "reattack", "watch", "harden")  # commands that have runs, and go on where they stood
 LONGEST = 4000  # characters of a line of a message
 
 __all__ = ["EXIT", "cli", "main"]
@@ -45,7 +46,9 @@ def main() -> NoReturn:
     except RedoubtError as error:
         _fail(str(error), BROKE)
     except (KeyboardInterrupt, click.Abort):
-        _fail("stopped. The run is marked as killed; the same command goes on from the last checkpoint.", BROKE)
+        resumed = next((word for word in sys.argv[1:] if not word.startswith("-")), "") in RESUMED
+        goes_on = " The run is marked as killed; the same command goes on from the last checkpoint."
+        _fail("stopped." + goes_on * resumed, BROKE)
     except Exception as error:
         _fail(f"the run broke: {type(error).__name__}: {error}\n{_keep_traceback()}", BROKE)
     sys.exit(0)

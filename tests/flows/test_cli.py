@@ -113,6 +113,20 @@ def test_a_yaml_file_that_is_none_is_named(tmp_path, monkeypatch, capsys):
         assert hint in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "goes_on"), [(("run", "digits"), True), (("selftest",), False), (("check", "m"), False)]
+)
+def test_only_what_has_a_run_is_said_to_go_on_after_ctrl_c(monkeypatch, capsys, words, goes_on):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "main", stopped)
+    assert call(monkeypatch, *words) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("redoubt: stopped.")
+    assert ("the same command goes on from the last checkpoint" in said) == goes_on
+
+
 def test_a_key_of_a_list_is_found_too():
     values = RECIPES["digits"]().model_dump(mode="json")
     values["evaluation"]["threats"][0]["epps"] = 1
