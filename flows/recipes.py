@@ -100,6 +100,8 @@ def configured(recipe: str, changes: tuple[str, ...]) -> PipelineConfig:
             raise WrongInput(f"{recipe}: {error}") from error
         if not isinstance(values, dict):
             raise WrongInput(f"{recipe} must hold keys and values. Start one with: redoubt config digits > {recipe}")
+    elif Path(recipe).suffix.lower() in (".toml", ".json", ".ini", ".cfg"):
+        raise WrongInput(f"{recipe} is no recipe. A config is written in YAML: name the file .yaml or .yml.")
     else:
         values = lookup("recipe", recipe, RECIPES)().model_dump(mode="json")
     for text in changes:

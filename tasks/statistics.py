@@ -202,3 +202,13 @@ def _first(holds: Callable[[int], bool]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
+
+
+def as_share(value: object) -> object:
+    """The value, unless it is a number that is no share of 1. Raises ValueError that says what to write."""
+    if isinstance(value, bool):  # what YAML reads in no, off, yes and on
+        raise ValueError(f"{str(value).lower()} is no share. Write a number from 0 to 1, e.g. 0.6 for 60 %.")
+    if not isinstance(value, int | float) or 0 <= value <= 1:
+        return value
+    instead = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "a number from 0 to 1, e.g. 0.6 for 60 %"
+    raise ValueError(f"{value!r} is no share. Write {instead}.")

@@ -73,9 +73,12 @@ def config(recipe: str, changes: tuple[str, ...]) -> None:
     """Print RECIPE as YAML, to start a config of your own from."""
     import yaml
 
+    from flows.beforehand import check_parts
     from flows.recipes import configured
 
-    click.echo(yaml.safe_dump(configured(recipe, changes).model_dump(mode="json"), sort_keys=False), nl=False)
+    config = configured(recipe, changes)
+    check_parts(config)
+    click.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
 
 
 @click.command()

@@ -2,10 +2,13 @@
 
 import hashlib
 import math
+import re
 from fractions import Fraction
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from tasks.lookup import did_you_mean
 
 Norm = Literal["linf", "l2", "l1", "l0", "l0-pixels", "unbounded"]
 NAMES: dict[Norm, str] = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0", "l0-pixels": "L0 in pixels"}
@@ -53,6 +56,16 @@ class ThreatModel(BaseModel, frozen=True, extra="forbid"):
         None, description="one number per feature: changes are measured in it, so linf allows eps * scale"
     )
     mask: tuple[bool, ...] | None = Field(None, description="one flag per feature: true where it may be changed")
+
+    @field_validator("norm", mode="before")
+    @classmethod
+    def _is_known(cls, norm: Any) -> Any:
+        known = get_args(Norm)
+        if not isinstance(norm, str) or norm in known:
+            return norm
+        plain = re.sub(r"[^a-z0-9]", "", norm.lower())  # L2, L-inf
+        hint = f" Did you mean {plain!r}?" if plain in known else did_you_mean(norm, known)
+        raise ValueError(f"unknown norm {norm!r}.{hint} Known: {', '.join(known)}.")
 
     @model_validator(mode="before")
     @classmethod

@@ -3,13 +3,14 @@
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 from torch import Tensor
 
 from tasks.attacks import AttackConfig, Suite, ThreatModel, as_suite
 from tasks.metrics.code import own_code
 from tasks.metrics.foreign import ATTACK_SECONDS
 from tasks.metrics.outcomes import Precision
+from tasks.statistics import as_share
 
 ClassNumber = Annotated[int, Field(ge=0)]
 
@@ -23,7 +24,7 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
     suite: str = Field("standard", description="a named list of attacks: quick, standard or deep")
     attacks: tuple[AttackConfig, ...] = Field((), description="attacks of your own, run after the suite's")
     samples: int | None = Field(None, ge=1, description="how many samples of the split; all if empty")
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="of every interval")
+    confidence: Annotated[float, BeforeValidator(as_share)] = Field(0.95, gt=0.5, lt=1, description="of every interval")
     seed: int = Field(0, ge=0)
     seeds: int = Field(1, ge=1, le=20, description="attack seeds; the headline is the worst case over all of them")
     critical_pairs: tuple[tuple[ClassNumber, ClassNumber], ...] = Field(
@@ -52,6 +53,22 @@ class EvaluationConfig(BaseModel, frozen=True, extra="forbid"):
         if twice:
             raise ValueError(f"{twice} stands there twice, and its metrics would bear one name. Leave one out.")
         return threats
+
+    @field_validator("attacks", mode="before")
+    @classmethod
+    def _by_name_alone(cls, attacks: Any) -> Any:
+        if isinstance(attacks, str):
+            raise ValueError(f"{attacks!r} is one attack. Write a list: [{attacks}].")
+        if not isinstance(attacks, list | tuple):
+            return attacks
+        return [{"name": attack} if isinstance(attack, str) else attack for attack in attacks]
+
+    @field_validator("critical_pairs", mode="before")
+    @classmethod
+    def _are_pairs(cls, pairs: Any) -> Any:
+        if isinstance(pairs, list | tuple) and len(pairs) == 2 and all(isinstance(number, int) for number in pairs):
+            raise ValueError(f"{list(pairs)} is one pair. Write a list of pairs: [{list(pairs)}].")
+        return pairs
 
     @field_validator("critical_pairs")
     @classmethod

@@ -6,18 +6,9 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, Field
 
 from tasks.metrics import smallest_paired, smallest_sample
+from tasks.statistics import as_share
 
-
-def _as_a_part_of_one(value: object) -> object:
-    if isinstance(value, bool):  # what YAML reads in no, off, yes and on
-        raise ValueError(f"{str(value).lower()} is no share. Write a number from 0 to 1, e.g. 0.6 for 60 %.")
-    if not isinstance(value, int | float) or 0 <= value <= 1:
-        return value
-    instead = f"{value / 100:g} for {value:g} %" if 1 < value <= 100 else "a number from 0 to 1, e.g. 0.6 for 60 %"
-    raise ValueError(f"{value!r} is no share. Write {instead}.")
-
-
-Part = Annotated[float, Field(ge=0, le=1), BeforeValidator(_as_a_part_of_one)]
+Part = Annotated[float, Field(ge=0, le=1), BeforeValidator(as_share)]
 
 
 class Policy(BaseModel, frozen=True, extra="forbid"):

@@ -74,6 +74,20 @@ def test_recipes_are_listed_with_a_line_each(monkeypatch, capsys):
         (["config", "digits", "--set", "name.first=x"], "name holds no keys"),
         (["config", "digits", "--set", "name=[a"], "no readable YAML"),
         (["config", "nowhere.yaml"], "redoubt config digits > nowhere.yaml"),
+        (["config", "mine.toml"], "mine.toml is no recipe. A config is written in YAML: name the file .yaml or .yml"),
+        (["config", "mine.json"], "mine.json is no recipe. A config is written in YAML: name the file .yaml or .yml"),
+        (["config", "digits", "--set", "training.model=foo"], "training.model: unknown model 'foo'"),
+        (["config", "digits", "--set", "evaluation.suite=warmm"], "unknown suite 'warmm'. Did you mean 'warm'?"),
+        (
+            ["config", "digits", "--set", "evaluation.attacks=[{name: pdg}]"],
+            "unknown attack 'pdg'. Did you mean 'pgd'?",
+        ),
+        (["config", "digits", "--set", "evaluation.attacks=pgd"], "Write a list: [pgd]"),
+        (["config", "digits", "--set", "evaluation.confidence=95"], "confidence: 95 is no share. Write 0.95 for 95 %."),
+        (["config", "digits", "--set", "evaluation.threats.0.norm=L2"], "unknown norm 'L2'. Did you mean 'l2'?"),
+        (["config", "digits", "--set", "evaluation.threats.0.norm=L-inf"], "'L-inf'. Did you mean 'linf'?"),
+        (["check", "m", "--dataset", "digits", "--norm", "L1", "--eps", "1"], "unknown norm 'L1'. Did you mean 'l1'?"),
+        (["config", "digits", "--set", "evaluation.critical_pairs=[3, 8]"], "Write a list of pairs: [[3, 8]]"),
     ],
 )
 def test_wrong_input_ends_with_3_and_says_what_to_write(words, hint, monkeypatch, capsys):
@@ -111,6 +125,12 @@ def test_a_yaml_file_that_is_none_is_named(tmp_path, monkeypatch, capsys):
         (tmp_path / "c.yaml").write_text(text)
         assert call(monkeypatch, "config", str(tmp_path / "c.yaml")) == 3
         assert hint in capsys.readouterr().err
+
+
+def test_an_attack_may_be_named_by_its_name_alone(monkeypatch, capsys):
+    assert call(monkeypatch, "config", "digits", "--set", "evaluation.attacks=[pgd, {name: fgsm}]") == 0
+    found = parse(yaml.safe_load(capsys.readouterr().out)).evaluation.attacks
+    assert [attack.name for attack in found] == ["pgd", "fgsm"]
 
 
 @pytest.mark.parametrize(
