@@ -1,5 +1,6 @@
 """Everything that a run is made of, as one frozen object: the Prefect form shows it, MLflow keeps it."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -87,9 +88,29 @@ def _parsed(kind: type[Config], values: dict[str, Any]) -> Config:
             "the credential into the environment or a Prefect block."
         )
     try:
-        return kind.model_validate(values)
+        config = kind.model_validate(values)
     except ValidationError as error:
         raise WrongInput("\n".join(_sentence(row, kind) for row in error.errors())) from error
+    mistaken = [
+        f"{where}: {str(truth).lower()} is no number; YAML reads {'yes and on' if truth else 'no and off'} so. "
+        f"Write {int(truth)} for the number."
+        for where, truth in _taken_for_numbers(values, config.model_dump())
+    ]
+    if mistaken:
+        raise WrongInput("\n".join(mistaken))
+    return config
+
+
+def _taken_for_numbers(given: object, taken: object, where: str = "") -> Iterator[tuple[str, bool]]:
+    """Each true or false that was given where a number is meant, which pydantic takes for 1 or 0, and its place."""
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        yield where, given
+    elif isinstance(given, Mapping) and isinstance(taken, Mapping):
+        for key in (key for key in given if key in taken):
+            yield from _taken_for_numbers(given[key], taken[key], f"{where}.{key}".lstrip("."))
+    elif isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        for number, (one, other) in enumerate(zip(given, taken, strict=False)):
+            yield from _taken_for_numbers(one, other, f"{where}.{number}")
 
 
 def threat_of(norm: str, eps: str | None) -> ThreatModel:

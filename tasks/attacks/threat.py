@@ -21,7 +21,7 @@ def _as_written_in_papers(value: object) -> object:
             radius = float(Fraction(value.strip()))
         except (ValueError, ZeroDivisionError):
             radius = math.nan
-    if isinstance(radius, float) and math.isnan(radius):
+    if isinstance(radius, bool) or (isinstance(radius, float) and math.isnan(radius)):
         raise ValueError(f"eps={value!r} is no radius. Write 0.03 or '8/255'.")
     if isinstance(radius, int | float) and radius <= 0:
         raise ValueError(

@@ -133,6 +133,31 @@ def test_a_floor_that_is_no_share_is_refused_when_the_config_is_read(change, sai
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("policy.min_samples=yes", "policy.min_samples: true is no number; YAML reads yes and on so. Write 1"),
+        ("policy.max_rounds=no", "policy.max_rounds: false is no number; YAML reads no and off so. Write 0"),
+        ("evaluation.samples=on", "evaluation.samples: true is no number"),
+        ("evaluation.attack_seconds=true", "evaluation.attack_seconds: true is no number"),
+        ("training.lr=yes", "training.lr: true is no number"),
+        ("evaluation.threats.0.eps=yes", "eps=True is no radius. Write 0.03 or '8/255'."),
+        ("evaluation.threats.0.bounds=[no, yes]", "evaluation.threats.0.bounds.0: false is no number"),
+    ],
+)
+def test_a_number_that_yaml_takes_for_true_or_false_is_refused(change, said):
+    with pytest.raises(WrongInput) as refused:
+        configured("two-kinds", (change,))
+    assert said in str(refused.value)
+
+
+def test_true_and_false_are_taken_where_they_are_meant():
+    changes = ("policy.may_ask_less=yes", "evaluation.warm=on", "evaluation.attacks=[{name: a:b, params: {k: yes}}]")
+    config = configured("two-kinds", changes)
+    assert (config.policy.may_ask_less, config.evaluation.warm) == (True, True)
+    assert config.evaluation.attacks[0].params == {"k": True}
+
+
 def test_every_wrong_name_has_its_line():
     wrong = configured("two-kinds", tuple(change for change, _ in WRONG[3::2]))
     with pytest.raises(WrongInput) as refused:
