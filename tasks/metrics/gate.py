@@ -11,6 +11,8 @@ from tasks.attacks import AttackConfig, Suite, ThreatModel
 from tasks.errors import WrongInput
 from tasks.metrics.escalation import examine
 from tasks.metrics.outcomes import Outcomes, measure
+from tasks.metrics.signs.measuring import ONE_ANSWER
+from tasks.metrics.signs.probe import said_unchanged
 from tasks.metrics.soundness import Sign
 from tasks.statistics import Share, anytime_interval
 
@@ -48,7 +50,8 @@ def decide_early(
 
     Undecided where all samples leave the floor inside the interval, where a block reports a problem, at which it
     stops, and where a sign of soundness stands that would void the answer: each block is examined, and its alarms are
-    answered, as in a whole evaluation. About the source that the samples are drawn from, above or below is wrong with
+    answered, as in a whole evaluation. Nothing is above the floor before the model has answered more than one class, if
+    y holds more. About the source that the samples are drawn from, above or below is wrong with
     a chance of 1 - confidence at most, though it looks after every block. A floor of 1 is never reached.
 
     The first block holds `block` samples, each later one as many as were measured before it: suites that draw samples
@@ -63,16 +66,20 @@ def decide_early(
     outcome: Side = "undecided"
     problems: tuple[str, ...] = ()
     alarms: list[Sign] = []
+    said: set[int] = set()  # classes that the model answers to samples as they are
     while measured < len(x) and outcome == "undecided" and not problems:
         rows = order[measured : measured + max(block, measured)]
         found = measure(model, x[rows], y[rows], threat=threat, suite=suite, seed=seed + number, draws=draws)
         found, _, soundness = examine(model, x[rows], y[rows], outcomes=found)
-        alarms += soundness.alarms
+        said |= set(said_unchanged(found, y[rows]).tolist())
+        alarms += [sign for sign in soundness.alarms if sign.name != ONE_ANSWER]
         number, measured, stood = number + 1, measured + len(rows), stood + int((~found.fooled).sum())
         passes, right = passes + found.passes + soundness.passes, right + int(found.clean_correct.sum())
         lo, hi = anytime_interval(stood, measured, confidence=confidence)
         outcome = _side(lo, hi, floor)
         problems = (*_problems(found), *_voiding(alarms, outcome))
+        if outcome == "above the floor" and not problems and len(said) == 1 and len(y.unique()) > 1:
+            outcome, problems = "undecided", () if measured < len(x) else (f"{ONE_ANSWER}: class {said.pop()}",)
         outcome = "undecided" if problems else outcome
     return EarlyDecision(
         outcome=outcome,

@@ -194,8 +194,9 @@ def outcomes_of(share: float, rng: torch.Generator):
 
     def fake(model, x, y, **options):
         fooled, attacks = torch.rand(len(x), generator=rng) >= share, [SimpleNamespace(name="a", tried=torch.ones(1))]
-        suite, clean = SimpleNamespace(attacks=attacks), torch.ones(1)
-        return SimpleNamespace(fooled=fooled, clean_correct=clean, suite=suite, attacks=attacks, problems=(), passes=0)
+        ledger = {"suite": SimpleNamespace(attacks=attacks), "attacks": attacks, "problems": (), "passes": 0}
+        clean = torch.ones(len(x), dtype=torch.bool)
+        return SimpleNamespace(fooled=fooled, clean_correct=clean, prediction=y, **ledger)
 
     return fake
 
@@ -314,3 +315,25 @@ def test_bad_input_is_refused(change, hint):
     given = {"x": X, "y": Y, "threat": standing(0.5), "floor": 0.5} | change
     with pytest.raises(WrongInput, match=hint):
         decide_early(threshold_model(), **given)
+
+
+@pytest.mark.parametrize("rare", [0.05, 0.002])
+def test_one_answer_is_never_above_the_floor_however_rare_the_others_are(rare):
+    x = torch.rand(1000, 1, generator=torch.Generator().manual_seed(0))
+    y = (torch.arange(1000) >= 1000 * rare).long()
+    model = threshold_model()
+    with torch.no_grad():
+        model.bias.copy_(torch.tensor([-50.0, 50.0]))  # class 1 everywhere
+    threat = ThreatModel(norm="linf", eps=0.05, mask=(True,))  # under a mask no unbounded attack is asked
+    found = decide_early(model, x, y, threat=threat, floor=0.5, suite="quick")
+    assert (found.outcome, found.samples) == ("undecided", 1000)
+    assert [problem.split(":")[0] for problem in found.problems] == ["one answer to everything"]
+
+
+def test_a_block_in_which_a_rare_class_is_missed_does_not_end_the_check():
+    y = (torch.arange(1000) >= 30).long()
+    x = torch.where(y == 1, 0.9, 0.1)[:, None]
+    x[:15] = 0.9  # of the rare class half is missed
+    found = decide_early(threshold_model(), x, y, threat=standing(0.9), floor=0.5, suite="quick")
+    assert (found.outcome, found.problems) == ("above the floor", ())
+    assert found.samples < 200

@@ -5,9 +5,11 @@ from torch import Tensor
 
 from tasks.metrics.cell import judged
 from tasks.metrics.draws import seed_all, untouched_draws
-from tasks.metrics.signs.probe import LEAST, SAME, SAME_HALF, Probe, counted, moot, raised
+from tasks.metrics.signs.probe import LEAST, SAME, SAME_HALF, Probe, counted, moot, raised, said_unchanged
 from tasks.metrics.soundness import Sign
 from tasks.statistics import mcnemar
+
+ONE_ANSWER = "one answer to everything"
 
 
 def labels(probe: Probe) -> Sign:
@@ -18,7 +20,7 @@ def labels(probe: Probe) -> Sign:
     name, found, y = "labels do not fit", probe.outcomes, probe.y.cpu()
     if len(y.unique()) == 1:
         return moot(name, "measurement", "all samples are of one class")
-    answer = torch.where(found.clean_correct, y, found.prediction)
+    answer = said_unchanged(found, y)
     classes, learnt = int(max(answer.max(), y.max())) + 1, torch.arange(len(y)) % 2 == 0
     renamed = _renaming(answer[learnt], y[learnt], classes)
     before, after = answer[~learnt] == y[~learnt], renamed[answer[~learnt]] == y[~learnt]
@@ -35,10 +37,10 @@ def labels(probe: Probe) -> Sign:
 
 def one_answer(probe: Probe) -> Sign:
     """Does the model answer one class, whatever it is asked? What never changes its answer cannot be fooled."""
-    name, found, y = "one answer to everything", probe.outcomes, probe.y.cpu()
+    name, found, y = ONE_ANSWER, probe.outcomes, probe.y.cpu()
     if len(y.unique()) == 1:
         return moot(name, "measurement", "all samples are of one class")
-    answer = torch.where(found.clean_correct, y, found.prediction)
+    answer = said_unchanged(found, y)
     wrong, most = (~found.clean_correct).nonzero().flatten(), int(answer.mode().values)
     figure = float((answer == most).double().mean())
     says = f"on {100 * figure:.1f} % of the samples as they are the model answers class {most}, "

@@ -91,6 +91,11 @@ class Probe:
         return at
 
 
+def said_unchanged(outcomes: Outcomes, y: Tensor) -> Tensor:
+    """What the model answers to the samples as they are, of labels y: int64 [N] on the CPU."""
+    return torch.where(outcomes.clean_correct, y.cpu(), outcomes.prediction)
+
+
 def tied(logits: Tensor, y: Tensor) -> Tensor:
     """Where another class has the same logit as y's, so that the margin need have no slope: bool [R]."""
     return margins(logits.float(), y).abs() <= CLOSE_CALL * compared(logits.float(), y)
