@@ -16,7 +16,7 @@ TITLES: dict[Kind, str] = {
 MEANINGS: dict[Kind, str] = {
     "masking": "Masked gradients make a number too kind, so the true robust accuracy may be far lower.",
     "failure": "An attack that fails through a fault of its own leaves samples standing that a working one would turn, "
-    "so the true robust accuracy may be lower.",
+    "so the true robust accuracy may be lower; that nothing turns one answer to everything is no merit.",
     "convergence": "A search that was still finding samples when it ended has not found them all, "
     "so the true robust accuracy may be lower.",
     "measurement": "What was measured is not what the number claims, so it may be wrong in either direction.",

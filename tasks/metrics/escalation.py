@@ -25,6 +25,7 @@ from tasks.metrics.draws import generator, seed_all
 from tasks.metrics.isolation import Meter, at_home, untouched
 from tasks.metrics.outcomes import DRAWS, AttackOutcome, Outcomes, measure
 from tasks.metrics.signs import BUDGET, Probe
+from tasks.metrics.signs.measuring import ONE_ANSWER
 from tasks.metrics.soundness import Sign, Soundness, Step
 from tasks.redact import told
 from tasks.statistics import Share
@@ -74,7 +75,7 @@ def examine(
         outcomes = _with_probes(probe)
         curve = _lowered(curve, outcomes, confidence)
         fired = {sign.name for sign in first if sign.state == "alarm"}
-        if not fired or fired & UNANSWERABLE or not outcomes.clean_correct.any():
+        if not fired - {ONE_ANSWER} or fired & UNANSWERABLE or not outcomes.clean_correct.any():
             return outcomes, curve, Soundness(signs=first, passes=passes, share=share)
         before = outcomes.robust_accuracy
         again, outcomes, steps, view = _answered(model, meter, x, y, outcomes, curve, first)

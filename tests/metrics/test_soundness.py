@@ -11,12 +11,13 @@ from tasks.attacks import SUITES, AttackConfig, Suite, ThreatModel
 from tasks.attacks.search import Search, margins
 from tasks.data import digits
 from tasks.errors import WrongInput
-from tasks.metrics import EvaluationConfig, Sign, examine, measure, security_curve
+from tasks.metrics import EvaluationConfig, Sign, evaluate, examine, measure, security_curve
 from tasks.metrics.budget import violation
 from tasks.metrics.escalation import _merged, _without_gradients
 from tasks.metrics.selftest import SHOWS, THREAT, Finding, Planted, find, plant
 from tasks.metrics.signs import QUESTIONS, answer_to
 from tasks.models.planted import Quantised, Saturated
+from tasks.verdicts import Policy, judge
 
 N = 200
 HERE = __name__
@@ -628,3 +629,14 @@ def test_slopes_that_hold_on_one_side_of_a_jump_only_are_found(images):
     _, _, soundness = examine(net, *images, outcomes=outcomes)
     assert "slopes do not fit the answers" in {sign.name for sign in soundness.alarms}
     assert not soundness.sound
+
+
+def test_one_answer_that_is_half_right_still_fails():
+    x = torch.rand(400, 6, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 2))
+    with torch.no_grad():
+        model[1].weight.mul_(1e-4)
+        model[1].bias.copy_(torch.arange(2.0))
+    report, _ = evaluate(model, x, (x[:, 0] > 0.5).long(), EvaluationConfig(threats=(THREAT,), suite="quick"))
+    assert "one answer to everything" in [sign.name for sign in report.threats[0].soundness.alarms]
+    assert judge(report, Policy(floor=0.9)).outcome == "fail"  # so that it is hardened, and another round is tried

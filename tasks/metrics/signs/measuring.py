@@ -39,13 +39,13 @@ def one_answer(probe: Probe) -> Sign:
     """Does the model answer one class, whatever it is asked? What never changes its answer cannot be fooled."""
     name, found, y = ONE_ANSWER, probe.outcomes, probe.y.cpu()
     if len(y.unique()) == 1:
-        return moot(name, "measurement", "all samples are of one class")
+        return moot(name, "failure", "all samples are of one class")
     answer = said_unchanged(found, y)
     wrong, most = (~found.clean_correct).nonzero().flatten(), int(answer.mode().values)
     figure = float((answer == most).double().mean())
     says = f"on {100 * figure:.1f} % of the samples as they are the model answers class {most}, "
     says += f"which {100 * float((y == most).double().mean()):.1f} % of them are"
-    return raised(name, "measurement", figure == 1, figure, 1.0, wrong if figure == 1 else wrong[:0], says)
+    return raised(name, "failure", figure == 1, figure, 1.0, wrong if figure == 1 else wrong[:0], says)
 
 
 def _renaming(answer: Tensor, y: Tensor, classes: int) -> Tensor:
